@@ -1,0 +1,229 @@
+"""The protocol file: which structures to segment, their label indices and where their prompts come from."""
+
+import csv
+import hashlib
+import io
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
+
+from samcorrect.lib.errors import ProtocolError
+
+MAX_INDEX = 255
+CSV_COLUMNS = ("image", "label", "x0", "y0", "x1", "y1")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BoxPrompt(_Strict):
+    """One box for every image, relative to its size: `xyxy` in the slice, or `xyz` ranges for volumes."""
+
+    source: Literal["box"]
+    xyxy: tuple[float, float, float, float] | None = None
+    xyz: tuple[tuple[float, float], tuple[float, float], tuple[float, float]] | None = None
+
+    def relative(self) -> np.ndarray:
+        """(3, 2) start and stop along x, y, z in [0, 1]."""
+        if self.xyz is not None:
+            return np.array(self.xyz)
+        x0, y0, x1, y1 = self.xyxy
+        return np.array([[x0, x1], [y0, y1], [0.0, 1.0]])
+
+    @field_validator("xyz", "xyxy")
+    @classmethod
+    def _inside(cls, value: tuple | None) -> tuple | None:
+        if value is None:
+            return None
+        ranges = value if isinstance(value[0], tuple) else [(value[0], value[2]), (value[1], value[3])]
+        for start, stop in ranges:
+            if not 0 <= start < stop <= 1:
+                raise ValueError(f"a box lies inside [0, 1] and each stop is above its start; got {start} to {stop}")
+        return value
+
+    def model_post_init(self, _context: object) -> None:
+        if (self.xyxy is None) == (self.xyz is None):
+            raise ValueError("a box has either xyxy: [x0, y0, x1, y1] or xyz: [[x0, x1], [y0, y1], [z0, z1]]")
+
+
+class BoxesFilePrompt(_Strict):
+    """A CSV with one box per image and structure in pixels: image, label, x0, y0, x1, y1[, z0, z1]; half-open."""
+
+    source: Literal["boxes_file"]
+    path: Path
+
+
+class StudentPrompt(_Strict):
+    """The promoted student's own prediction gives box and mask prompt."""
+
+    source: Literal["student"]
+
+
+class Structure(_Strict):
+    """One anatomical structure and its prompt."""
+
+    name: str = Field(min_length=1, max_length=64)
+    index: int = Field(ge=1, le=MAX_INDEX, strict=True)
+    prompt: Annotated[BoxPrompt | BoxesFilePrompt | StudentPrompt, Field(discriminator="source")]
+
+
+class Protocol(_Strict):
+    """What to segment and how it is prompted."""
+
+    structures: tuple[Structure, ...] = Field(min_length=1)
+    digest: str = ""
+    boxes: dict[tuple[str, str], tuple[float, ...]] = Field(default_factory=dict, repr=False)
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """Label indices in the order of the file; channel k + 1 of the student is `indices[k]`."""
+        return tuple(s.index for s in self.structures)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Structure names in the order of the file."""
+        return tuple(s.name for s in self.structures)
+
+    def box_vox(self, structure: Structure, image_name: str, shape_hwd: tuple[int, int, int]) -> np.ndarray | None:
+        """The structure's box in one image.
+
+        Args:
+            image_name: File name of the image, as the boxes file has it.
+            shape_hwd: Voxels along the three array axes.
+
+        Returns:
+            (3, 2) float64, half-open [start, stop) in voxels along the array axes; None for source `student`.
+
+        Raises:
+            ProtocolError: The boxes file has no usable box for this image.
+        """
+        prompt = structure.prompt
+        shape = np.array(shape_hwd, dtype=np.float64)[:, None]
+        if isinstance(prompt, BoxPrompt):
+            return prompt.relative() * shape
+        if isinstance(prompt, StudentPrompt):
+            return None
+        values = self.boxes.get((image_name, structure.name))
+        if values is None:
+            raise ProtocolError(f"{image_name}: {prompt.path} has no row for the label {structure.name!r}")
+        x0, y0, x1, y1, z0, z1 = values if len(values) == 6 else (*values, 0.0, float(shape_hwd[2]))
+        box = np.clip(np.array([[x0, x1], [y0, y1], [z0, z1]]), 0, shape)
+        if (box[:, 1] - box[:, 0] < 1).any():
+            raise ProtocolError(
+                f"{image_name}: the box of {structure.name!r} in {prompt.path} lies outside the image {shape_hwd}"
+            )
+        return box
+
+
+def load_protocol(path: Path) -> Protocol:
+    """Read and check a protocol file and the boxes files it names.
+
+    Raises:
+        ProtocolError: One message that lists every fault.
+    """
+    if not path.is_file():
+        raise ProtocolError(f"no protocol file at {path}; write one with a list `structures` (see the README)")
+    content = path.read_bytes()
+    try:
+        document = yaml.safe_load(content)
+    except yaml.YAMLError as error:
+        raise ProtocolError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(document, dict) or not isinstance(document.get("structures"), list) or not document["structures"]:
+        raise ProtocolError(
+            f"{path}: the top level holds one key, `structures`, a list of at least one; got {document!r:.80}"
+        )
+    faults = [f"{key}: no such key; the top level holds `structures` alone" for key in document if key != "structures"]
+    structures = []
+    for number, entry in enumerate(document["structures"], start=1):
+        try:
+            structures.append(Structure.model_validate(entry))
+        except ValidationError as error:
+            faults += [f"structures.{number}.{_fault(fault)}" for fault in error.errors()]
+    faults += _duplicates(document["structures"])
+    boxes, file_faults, boxes_content = _boxes_of(document["structures"], path.parent)
+    faults += file_faults
+    if faults:
+        lines = "\n".join(f"  - {fault}" for fault in faults)
+        raise ProtocolError(f"{path}: {len(faults)} fault(s) in the protocol:\n{lines}")
+    digest = hashlib.sha256(content + boxes_content).hexdigest()
+    return Protocol(structures=tuple(structures), digest=digest, boxes=boxes)
+
+
+def _fault(fault: ErrorDetails) -> str:
+    place = ".".join(str(part + 1) if isinstance(part, int) else str(part) for part in fault["loc"])
+    return f"{place}: {fault['msg'].removeprefix('Value error, ')} (got {fault['input']!r:.80})"
+
+
+def _duplicates(entries: list) -> list[str]:
+    faults = []
+    for key in ("index", "name"):
+        values = [entry[key] for entry in entries if isinstance(entry, dict) and key in entry]
+        repeated = sorted({str(value) for value in values if values.count(value) > 1})
+        if repeated:
+            faults.append(f"the {key} {', '.join(repeated)} is given to more than one structure")
+    return faults
+
+
+def _boxes_of(entries: list, folder: Path) -> tuple[dict[tuple[str, str], tuple[float, ...]], list[str], bytes]:
+    """The boxes of all structures that name a boxes file, the faults of those files, and their content.
+
+    It looks at the entries as written, so that the boxes file of a structure with another fault is checked too.
+    """
+    boxes: dict[tuple[str, str], tuple[float, ...]] = {}
+    faults: list[str] = []
+    files: dict[Path, tuple[dict[tuple[str, str], tuple[float, ...]], list[str]]] = {}
+    for entry in entries:
+        prompt = entry.get("prompt") if isinstance(entry, dict) else None
+        if (
+            not isinstance(prompt, dict)
+            or prompt.get("source") != "boxes_file"
+            or not isinstance(prompt.get("path"), str)
+        ):
+            continue
+        path = folder / prompt["path"]
+        if path not in files:
+            files[path] = _read_boxes(path)
+            faults += files[path][1]
+        found, file_faults = files[path]
+        own = {key: box for key, box in found.items() if key[1] == entry.get("name")}
+        boxes |= own
+        if not own and not file_faults:
+            faults.append(f"{path}: no row has the label {entry.get('name')!r}")
+    return boxes, faults, b"".join(path.read_bytes() for path in files if path.is_file())
+
+
+def _read_boxes(path: Path) -> tuple[dict[tuple[str, str], tuple[float, ...]], list[str]]:
+    if not path.is_file():
+        return {}, [f"the boxes file {path} does not exist"]
+    boxes: dict[tuple[str, str], tuple[float, ...]] = {}
+    faults: list[str] = []
+    try:
+        # Excel starts a CSV with a byte order mark, which "utf-8-sig" takes away.
+        rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")))
+    except (UnicodeDecodeError, csv.Error) as error:
+        return {}, [f"{path}: not a CSV in UTF-8: {error}"]
+    columns = tuple(rows[0]) if rows else ()
+    if columns not in (CSV_COLUMNS, (*CSV_COLUMNS, "z0", "z1")):
+        return {}, [f"{path}: the columns are {', '.join(columns)}; wanted {', '.join(CSV_COLUMNS)}[, z0, z1]"]
+    for number, row in enumerate(rows[1:], start=2):
+        if not row:
+            continue
+        try:
+            image, label, *values = row
+            x0, y0, x1, y1, *z = box = tuple(map(float, values))
+        except ValueError:
+            faults.append(f"{path}, line {number}: a coordinate is missing or not a number: {', '.join(row)}")
+            continue
+        if len(row) != len(columns):
+            faults.append(f"{path}, line {number}: {len(row)} values for {len(columns)} columns")
+        elif not np.isfinite(box).all() or x1 <= x0 or y1 <= y0 or (z and z[1] <= z[0]):
+            faults.append(f"{path}, line {number}: each stop must be above its start; got {', '.join(values)}")
+        elif (image, label) in boxes:
+            faults.append(f"{path}, line {number}: a second box for {image} and {label}")
+        boxes[image, label] = box
+    return boxes, faults

@@ -1,0 +1,70 @@
+"""The settings of samcorrect, parsed once from --conf, the command line and SAMCORRECT_* into a frozen model."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from samcorrect.lib.errors import SettingsError
+
+ENVIRONMENT_PREFIX = "SAMCORRECT_"
+# Keys of --conf that belong to the host (monailabel/interfaces/app.py:125).
+HOST_KEYS = frozenset({"server_mode"})
+
+PresetName = Literal["samcorrect", "huang2023"]
+
+
+class Settings(BaseModel):
+    """Everything that can be set. Names are those of --conf; `SAMCORRECT_<NAME>` in the environment sets the same."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    protocol: Path | None = Field(None, description="protocol file; default <studies>/protocol.yaml")
+    state: Path | None = Field(None, description="folder of ledger, labels and models; default <studies>/.samcorrect")
+    preset: PresetName = Field("samcorrect", description="which method the rounds follow")
+    rounds: int = Field(2, ge=1, le=20, description="rounds of score, correct and retrain")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of every random choice")
+    threads: int = Field(0, ge=0, le=256, description="CPU threads; 0 takes one per core")
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="torch device")
+    sam_weights: Path | None = Field(None, description="LiteMedSAM weights file; default the packaged one")
+    n_candidates: int = Field(16, ge=1, le=64, description="prompt boxes tried for each structure")
+    student_steps: int = Field(400, ge=1, le=100_000, description="optimiser steps of one training")
+    student_batch_size: int = Field(8, ge=1, le=256, description="slices in a training batch")
+    student_side_px: int = Field(128, ge=32, le=512, multiple_of=16, description="largest side of the student's frame")
+    student_learning_rate: float = Field(2e-3, gt=0, le=1, description="peak learning rate")
+    audit_share: float = Field(0.2, ge=0, le=1, description="share of the queue that serves random images")
+    lease_s: float = Field(1800, gt=0, description="seconds an image stays reserved for one annotator")
+
+
+def load_settings(given: Mapping[str, object], environment: Mapping[str, str] | None = None) -> Settings:
+    """Merge the settings given on the command line or in --conf over those of the environment.
+
+    Args:
+        given: Name to value; None means not given.
+        environment: Defaults to the process environment.
+
+    Raises:
+        SettingsError: One message that lists every unknown key and bad value.
+    """
+    environment = os.environ if environment is None else environment
+    # An empty variable is how containers say "not set"; as a path it would be the working directory.
+    values: dict[str, object] = {
+        key.removeprefix(ENVIRONMENT_PREFIX).lower(): value
+        for key, value in environment.items()
+        if key.startswith(ENVIRONMENT_PREFIX) and value
+    }
+    values |= {key: value for key, value in given.items() if value is not None and key not in HOST_KEYS}
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        faults = []
+        for fault in error.errors():
+            name = ".".join(map(str, fault["loc"]))
+            if fault["type"] == "extra_forbidden":
+                faults.append(f"{name}: no such setting; known are {', '.join(Settings.model_fields)}")
+            else:
+                faults.append(f"{name}: {fault['msg']} (got {fault['input']!r:.80})")
+        lines = "\n".join(f"  - {fault}" for fault in faults)
+        raise SettingsError(f"{len(faults)} fault(s) in the settings:\n{lines}") from error

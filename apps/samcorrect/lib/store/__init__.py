@@ -1,0 +1,1 @@
+"""Images, label versions and the ledger on disk."""

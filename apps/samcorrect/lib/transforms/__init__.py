@@ -1,0 +1,1 @@
+"""The one preprocessing of images, used by inference and training alike."""

@@ -1,0 +1,96 @@
+"""The one preprocessing: an (H, W, D) image becomes D square slices of one side with intensities in [0, 1], and back.
+
+SAM and the student see the same frame in different sides; nothing else prepares images.
+"""
+
+import numpy as np
+import torch
+from torch.nn.functional import interpolate, pad
+
+# Scanner overshoot and burnt-in marks lie outside these; the same for every modality.
+CLIP_PERCENTILES = (0.5, 99.5)
+
+
+def normalise_intensity(array: np.ndarray) -> np.ndarray:
+    """Clip an image at its own percentiles and scale it to [0, 1].
+
+    Args:
+        array: Any shape, finite, at least one value.
+
+    Returns:
+        float32 of the same shape; all zero where the image is constant.
+    """
+    low, high = np.percentile(array, CLIP_PERCENTILES)
+    if high <= low:
+        low, high = float(array.min()), float(array.max())
+    if high <= low:
+        return np.zeros(array.shape, np.float32)
+    return np.clip((array.astype(np.float32) - low) / (high - low), 0, 1).astype(np.float32)
+
+
+def content_size(shape_hw: tuple[int, int], side_px: int) -> tuple[int, int]:
+    """Rows and columns that a slice fills in the frame: its longest side becomes `side_px`."""
+    scale = side_px / max(shape_hw)
+    return max(1, round(shape_hw[0] * scale)), max(1, round(shape_hw[1] * scale))
+
+
+def to_frame(array_hwd: np.ndarray, side_px: int) -> torch.Tensor:
+    """Resize slices of an image or a soft mask so that the longest side is `side_px`, padded with 0 at the far ends.
+
+    Args:
+        array_hwd: (H, W, D) float.
+        side_px: Side of the square frame.
+
+    Returns:
+        (D, side, side) float32.
+    """
+    slices = torch.from_numpy(np.ascontiguousarray(array_hwd, dtype=np.float32)).permute(2, 0, 1)[:, None]
+    size = content_size(array_hwd.shape[:2], side_px)
+    shrinks = size[0] < array_hwd.shape[0]
+    resized = interpolate(slices, size=size, mode="bilinear", align_corners=False, antialias=shrinks)
+    return pad(resized, (0, side_px - size[1], 0, side_px - size[0]))[:, 0]
+
+
+def labels_to_frame(label_map_hwd: np.ndarray, indices: tuple[int, ...], side_px: int) -> torch.Tensor:
+    """Resize a label map structure by structure and let the strongest win, so thin parts do not depend on pixel phase.
+
+    Args:
+        label_map_hwd: (H, W, D) integer.
+        indices: The label index of each structure, in channel order.
+        side_px: Side of the square frame.
+
+    Returns:
+        (D, side, side) int64 channel numbers: 0 background, k + 1 for `indices[k]`.
+    """
+    soft = torch.stack([to_frame((label_map_hwd == index).astype(np.float32), side_px) for index in indices])
+    strongest, channel = soft.max(0)
+    return torch.where(strongest >= 0.5, channel + 1, torch.zeros_like(channel))
+
+
+def from_frame(frames: torch.Tensor, shape_hw: tuple[int, int]) -> torch.Tensor:
+    """Undo `to_frame` for maps in the frame.
+
+    Args:
+        frames: (N, side, side) float.
+        shape_hw: Rows and columns of the image.
+
+    Returns:
+        (N, H, W) float32.
+    """
+    size = content_size(shape_hw, frames.shape[-1])
+    content = frames[:, None, : size[0], : size[1]].float()
+    return interpolate(content, size=shape_hw, mode="bilinear", align_corners=False)[:, 0]
+
+
+def boxes_to_frame(boxes: np.ndarray, shape_hw: tuple[int, int], side_px: int) -> np.ndarray:
+    """Scale boxes from voxels of the slice to pixels of the frame.
+
+    Args:
+        boxes: (N, 4) of [start0, start1, stop0, stop1) along the slice's two array axes, in voxels.
+
+    Returns:
+        (N, 4) float32 in frame pixels.
+    """
+    size = content_size(shape_hw, side_px)
+    scale = np.array([size[0] / shape_hw[0], size[1] / shape_hw[1]] * 2, dtype=np.float32)
+    return np.asarray(boxes, dtype=np.float32) * scale

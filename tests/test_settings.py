@@ -1,0 +1,91 @@
+"""Settings from --conf, the command line and the environment."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from samcorrect.lib.errors import SettingsError
+from samcorrect.lib.settings import Settings, load_settings
+
+
+def test_strings_of_conf_and_environment_are_parsed_and_the_given_ones_win():
+    environment = {"SAMCORRECT_ROUNDS": "5", "SAMCORRECT_SEED": "7", "SAMCORRECT_STATE": "/state dir", "PATH": "/bin"}
+    given = {
+        "rounds": "3",
+        "student_learning_rate": "1e-3",
+        "protocol": "p.yaml",
+        "preset": "huang2023",
+        "device": None,
+    }
+    settings = load_settings(given, environment)
+    assert settings.rounds == 3
+    assert settings.seed == 7
+    assert settings.state == Path("/state dir")
+    assert settings.protocol == Path("p.yaml")
+    assert settings.student_learning_rate == 0.001
+    assert settings.preset == "huang2023"
+    assert settings.device == "cpu"
+
+
+def test_nothing_given_is_all_defaults_and_the_hosts_own_keys_are_ignored():
+    assert load_settings({}, {}) == Settings()
+    assert load_settings({"server_mode": "true", "seed": None}, {"SAMCORRECT_SEED": ""}) == Settings()
+
+
+def test_the_process_environment_is_the_default(monkeypatch):
+    monkeypatch.setenv("SAMCORRECT_SEED", "11")
+    assert load_settings({}).seed == 11
+
+
+def test_all_faults_are_in_one_message():
+    given = {
+        "round": "3",
+        "rounds": "99",
+        "preset": "best",
+        "audit_share": "lots",
+        "device": "tpu",
+        "student_side_px": 100,
+    }
+    with pytest.raises(SettingsError) as caught:
+        load_settings(given, {"SAMCORRECT_SEEED": "1", "SAMCORRECT_LEASE_S": "0"})
+    message = str(caught.value)
+    assert message.startswith("8 fault(s) in the settings:\n")
+    for key in (*given, "seeed", "lease_s"):
+        assert f"\n  - {key}: " in message
+    assert "got '99'" in message
+    assert "'samcorrect' or 'huang2023'" in message
+
+
+def test_an_unknown_key_names_all_known_ones():
+    with pytest.raises(SettingsError, match="models: no such setting") as caught:
+        load_settings({"models": "sam"}, {})
+    assert all(name in str(caught.value) for name in Settings.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rounds", "0"),
+        ("rounds", "2.5"),
+        ("rounds", "two"),
+        ("seed", "-1"),
+        ("audit_share", "1.01"),
+        ("audit_share", "nan"),
+        ("lease_s", "-5"),
+        ("student_learning_rate", "0"),
+        ("device", "cuda:x"),
+        ("n_candidates", "65"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_the_value(key, value):
+    with pytest.raises(SettingsError, match=f"{key}: .*got '{value}'"):
+        load_settings({key: value}, {})
+
+
+def test_settings_cannot_be_changed_and_the_mapping_given_is_not():
+    given = {"seed": "1"}
+    settings = load_settings(given, {})
+    assert given == {"seed": "1"}
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.seed = 2
