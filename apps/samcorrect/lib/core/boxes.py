@@ -1,0 +1,50 @@
+"""Boxes: (2, 2) or (3, 2) arrays of half-open [start, stop) in voxels along the array axes."""
+
+import numpy as np
+
+
+def candidate_boxes(
+    box_hw: np.ndarray, shape_hw: tuple[int, int], *, n_candidates: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Prompts around a rough box: the box itself, scaled boxes, then boxes with independently moved sides.
+
+    Half of the jittered boxes move each side by a normal deviate of 5% of the box's length on that axis, half by 10%.
+
+    Args:
+        box_hw: (2, 2) box in the slice.
+        shape_hw: Size of the slice; boxes are clipped to it.
+        n_candidates: At least 1; the first is the box itself.
+        rng: Source of the jitter.
+
+    Returns:
+        (n_candidates, 4) float64 of [start0, start1, stop0, stop1], each at least one voxel wide.
+    """
+    size = box_hw[:, 1] - box_hw[:, 0]
+    flat = np.concatenate([box_hw[:, 0], box_hw[:, 1]])
+    outward = np.concatenate([-size, size])
+    boxes = [flat + share * outward for share in (0.0, 0.05, 0.10, 0.20, -0.05)]
+    n_jittered = max(0, n_candidates - len(boxes))
+    for number in range(n_jittered):
+        deviation = 0.05 if number % 2 == 0 else 0.10
+        boxes.append(flat + rng.normal(0.0, deviation, 4) * np.concatenate([size, size]))
+    return clip_boxes(np.array(boxes[:n_candidates]), shape_hw)
+
+
+def clip_boxes(boxes: np.ndarray, shape_hw: tuple[int, int]) -> np.ndarray:
+    """Clip (N, 4) boxes to a slice and keep each at least one voxel wide."""
+    limits = np.array([*shape_hw, *shape_hw], dtype=np.float64)
+    clipped = np.clip(boxes, 0, limits)
+    clipped[:, :2] = np.minimum(clipped[:, :2], limits[:2] - 1)
+    clipped[:, 2:] = np.maximum(clipped[:, 2:], clipped[:, :2] + 1)
+    return clipped
+
+
+def box_of_mask(mask: np.ndarray) -> np.ndarray | None:
+    """The tight box of a mask of any dimension, (n, 2) half-open; None where it is empty."""
+    if not mask.any():
+        return None
+    spans = []
+    for axis in range(mask.ndim):
+        filled = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
+        spans.append([filled[0], filled[-1] + 1])
+    return np.array(spans, dtype=np.float64)

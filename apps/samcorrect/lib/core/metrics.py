@@ -1,0 +1,94 @@
+"""Measures of agreement between masks and between score and truth."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from monai.metrics import compute_surface_dice
+from scipy.stats import spearmanr
+from sklearn.metrics import roc_auc_score
+
+N_BOOTSTRAP = 2000
+
+
+def dice(mask: np.ndarray, other: np.ndarray) -> float:
+    """Dice of two boolean masks of one shape: in [0, 1]; 0 where one is empty, nan where both are."""
+    total = int(mask.sum()) + int(other.sum())
+    return float("nan") if total == 0 else 2.0 * int((mask & other).sum()) / total
+
+
+def surface_dice(mask: np.ndarray, other: np.ndarray, *, tolerance_mm: float, spacing_mm: Sequence[float]) -> float:
+    """Share of both surfaces that lie within a tolerance of the other (Nikolov et al. 2018), by MONAI.
+
+    Args:
+        mask: (H, W, D) bool; D = 1 is treated as a 2D image.
+        other: The same shape.
+        tolerance_mm: At least 0.
+        spacing_mm: Three voxel sizes.
+
+    Returns:
+        In [0, 1]; 0 where one mask is empty, nan where both are.
+    """
+    if not mask.any() and not other.any():
+        return float("nan")
+    if not mask.any() or not other.any():
+        return 0.0
+    n_dims = 2 if mask.shape[2] == 1 else 3
+    window = _joint_box(mask, other)
+    pair = [torch.from_numpy(np.ascontiguousarray(m[window]).reshape(m[window].shape[:n_dims])) for m in (mask, other)]
+    prediction, reference = (torch.stack([~m, m])[None].float() for m in pair)
+    value = compute_surface_dice(
+        prediction, reference, class_thresholds=[tolerance_mm], spacing=[float(s) for s in spacing_mm[:n_dims]]
+    )
+    return float(value[0, 0])
+
+
+def rank_correlation(scores: np.ndarray, truth: np.ndarray) -> float:
+    """Spearman's rho over the pairs where both are defined; nan below three pairs or where either is constant."""
+    both = np.isfinite(scores) & np.isfinite(truth)
+    if both.sum() < 3 or np.ptp(scores[both]) == 0 or np.ptp(truth[both]) == 0:
+        return float("nan")
+    return float(spearmanr(scores[both], truth[both]).statistic)
+
+
+def auroc_below(scores: np.ndarray, dice_values: np.ndarray, threshold: float) -> float:
+    """AUROC of low scores for finding labels with a Dice below `threshold`; nan where all or none are below."""
+    both = np.isfinite(scores) & np.isfinite(dice_values)
+    is_bad = dice_values[both] < threshold
+    if is_bad.all() or not is_bad.any():
+        return float("nan")
+    return float(roc_auc_score(is_bad, -scores[both]))
+
+
+@dataclass(frozen=True)
+class MeanWithInterval:
+    """A mean over cases with its standard deviation and the 95% bootstrap interval of the mean."""
+
+    mean: float
+    sd: float
+    ci95: tuple[float, float]
+    n: int
+
+
+def bootstrap_mean(values: np.ndarray, *, seed: int = 0) -> MeanWithInterval:
+    """Mean, spread and interval over cases (one value a patient); nan values are left out."""
+    defined = np.asarray(values, dtype=np.float64)
+    defined = defined[np.isfinite(defined)]
+    if len(defined) == 0:
+        return MeanWithInterval(float("nan"), float("nan"), (float("nan"), float("nan")), 0)
+    rng = np.random.default_rng(seed)
+    means = defined[rng.integers(0, len(defined), (N_BOOTSTRAP, len(defined)))].mean(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    sd = float(defined.std(ddof=1)) if len(defined) > 1 else float("nan")
+    return MeanWithInterval(float(defined.mean()), sd, (float(low), float(high)), len(defined))
+
+
+def _joint_box(mask: np.ndarray, other: np.ndarray) -> tuple[slice, ...]:
+    """Slices around both masks with one voxel of margin: surfaces are found without searching the whole image."""
+    both = mask | other
+    window = []
+    for axis in range(both.ndim):
+        filled = np.flatnonzero(both.any(axis=tuple(a for a in range(both.ndim) if a != axis)))
+        window.append(slice(max(0, filled[0] - 1), filled[-1] + 2))
+    return tuple(window)

@@ -1,0 +1,86 @@
+"""Choosing one mask among those of many prompts, and putting the structures of an image together."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from samcorrect.lib.core.quality import MAD_TO_SD
+
+# A mask whose log area or centre lies further than this from the cohort (in robust deviations) is of another object.
+MAX_COHORT_Z = 3.5
+MIN_COHORT = 8
+
+
+@dataclass(frozen=True)
+class CohortShape:
+    """Robust location and spread of (log area, centre 0, centre 1) over a cohort's masks, all relative to the slice."""
+
+    center: np.ndarray
+    spread: np.ndarray
+
+
+def mask_shapes(masks: np.ndarray) -> np.ndarray:
+    """Log area and in-slice centre of masks, over all slices of an image.
+
+    Args:
+        masks: (..., D, side, side) bool.
+
+    Returns:
+        (..., 3): log of the share of the voxels, centre along both slice axes in [0, 1]; nan where a mask is empty.
+    """
+    side0, side1 = masks.shape[-2:]
+    areas = masks.sum((-3, -2, -1)).astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        center0 = (masks.sum((-3, -1)) * (np.arange(side0) + 0.5)).sum(-1) / areas / side0
+        center1 = (masks.sum((-3, -2)) * (np.arange(side1) + 0.5)).sum(-1) / areas / side1
+        shapes = np.stack([np.log(areas / np.prod(masks.shape[-3:])), center0, center1], -1)
+    shapes[areas == 0] = np.nan
+    return shapes
+
+
+def cohort_shape(shapes: np.ndarray) -> CohortShape | None:
+    """Where the shapes of a cohort, (N, 3), lie; None below MIN_COHORT defined ones."""
+    defined = shapes[np.isfinite(shapes).all(1)]
+    if len(defined) < MIN_COHORT:
+        return None
+    center = np.median(defined, 0)
+    return CohortShape(center, MAD_TO_SD * np.median(np.abs(defined - center), 0))
+
+
+def choose_candidate(confidences: np.ndarray, shapes: np.ndarray, cohort: CohortShape | None) -> int:
+    """The candidate to take: the most confident one that looks like the cohort.
+
+    Args:
+        confidences: (K,) predicted IoU times stability, in [0, 1].
+        shapes: (K, 3) from `mask_shapes`.
+        cohort: What the structure looks like elsewhere, or None on the first pass.
+
+    Returns:
+        Index in [0, K). Where no candidate looks like the cohort, the one nearest to it; where all are empty, 0.
+    """
+    is_filled = np.isfinite(shapes).all(1)
+    if not is_filled.any():
+        return 0
+    penalised = np.where(is_filled, confidences, -np.inf)
+    if cohort is not None:
+        z = np.abs(shapes - cohort.center) / np.maximum(cohort.spread, 1e-6)
+        furthest = np.where(is_filled, z.max(1), np.inf)
+        if (furthest <= MAX_COHORT_Z).any():
+            penalised = np.where(furthest <= MAX_COHORT_Z, penalised, -np.inf)
+        else:
+            penalised = -furthest
+    return int(np.argmax(penalised))
+
+
+def merge_structures(soft: np.ndarray, indices: tuple[int, ...]) -> np.ndarray:
+    """One label map of soft masks: the strongest structure wins where it is above 0.5.
+
+    Args:
+        soft: (K, H, W, D) in [0, 1].
+        indices: Label index of each structure.
+
+    Returns:
+        (H, W, D) uint8.
+    """
+    table = np.array(indices, dtype=np.uint8)
+    return np.where(soft.max(0) > 0.5, table[soft.argmax(0)], 0).astype(np.uint8)

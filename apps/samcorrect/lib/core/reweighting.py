@@ -1,0 +1,81 @@
+"""Which labels and which pixels a training believes, and how much."""
+
+import numpy as np
+import torch
+from sklearn.mixture import GaussianMixture
+
+from samcorrect.lib.core.losses import cross_entropy_map
+
+# arXiv 2308.00883, authors' code: the share of a batch dropped for its loss, the quantile of pixel losses that is
+# dropped, and the part of the training (30 of 150 epochs) before pixels are dropped.
+HUANG_SAMPLE_SHARE = 0.10
+HUANG_PIXEL_QUANTILE = 0.98
+HUANG_WARMUP_SHARE = 0.2
+# Mixture components closer than this (in units of their pooled deviation) are one population.
+MIN_SEPARATION = 1.5
+MIN_LABELS_FOR_MIXTURE = 8
+
+
+def posterior_good(scores: np.ndarray, *, seed: int = 0) -> np.ndarray:
+    """Posterior that each label belongs to the better of two populations of scores.
+
+    A two-component Gaussian mixture on the logits of the scores; one population where BIC prefers one or the two
+    overlap.
+
+    Args:
+        scores: (N,) in [0, 1]; nan is not defined.
+        seed: Of the mixture's initialisation.
+
+    Returns:
+        (N,) in [0, 1]; all 1 where there is one population; nan where the score is. Never falls as the score rises.
+    """
+    posterior = np.where(np.isnan(scores), np.nan, 1.0)
+    defined = ~np.isnan(scores)
+    if defined.sum() < MIN_LABELS_FOR_MIXTURE:
+        return posterior
+    bounded = np.clip(scores[defined], 1e-3, 1 - 1e-3)
+    logits = np.log(bounded / (1 - bounded))[:, None]
+    one, two = (
+        GaussianMixture(n, random_state=seed, reg_covar=1e-3, n_init=3 if n == 2 else 1).fit(logits) for n in (1, 2)
+    )
+    good = int(np.argmax(two.means_[:, 0]))
+    gap = abs(two.means_[0, 0] - two.means_[1, 0])
+    pooled = float(np.sqrt((two.weights_ * two.covariances_[:, 0, 0]).sum()))
+    if two.bic(logits) >= one.bic(logits) or gap < MIN_SEPARATION * pooled:
+        return posterior
+    # A wide component wins at both ends of the line; a higher score must not be trusted less.
+    order = np.argsort(logits[:, 0], kind="stable")
+    sorted_posterior = np.maximum.accumulate(two.predict_proba(logits)[order, good])
+    values = np.empty(len(order))
+    values[order] = sorted_posterior
+    posterior[defined] = values
+    return posterior
+
+
+def huang_weights(logits: torch.Tensor, targets: torch.Tensor, *, progress: float) -> torch.Tensor:
+    """Multi-level reweighting of arXiv 2308.00883, with the faults of its released code repaired.
+
+    Image level: the samples with the highest mean cross entropy in the batch (10%, at least one of a batch of two or
+    more) weigh 0. Pixel level, after a fifth of the training: pixels above the batch's 0.98 quantile of cross entropy
+    weigh 0.
+
+    Args:
+        logits: (B, C, H, W), any gradient is cut.
+        targets: (B, H, W) int64.
+        progress: Share of the training done, [0, 1).
+
+    Returns:
+        (B, H, W) float32 of zeros and ones.
+    """
+    losses = cross_entropy_map(logits.detach(), targets)
+    weights = torch.ones_like(losses)
+    n_batch = len(losses)
+    n_dropped = max(1, round(HUANG_SAMPLE_SHARE * n_batch)) if n_batch > 1 else 0
+    if n_dropped:
+        weights[losses.flatten(1).mean(1).topk(n_dropped).indices] = 0
+    if progress >= HUANG_WARMUP_SHARE:
+        # A strided sample gives the quantile well enough; torch.quantile refuses more than 16 million values.
+        flat = losses.flatten()
+        threshold = torch.quantile(flat[:: max(1, flat.numel() // 100_000)], HUANG_PIXEL_QUANTILE)
+        weights = weights * (losses <= threshold)
+    return weights

@@ -1,0 +1,138 @@
+"""Choosing among candidates: confidence first, but never against what the cohort looks like."""
+
+import numpy as np
+import pytest
+
+from samcorrect.lib.core.pseudo_label import (
+    MIN_COHORT,
+    CohortShape,
+    choose_candidate,
+    cohort_shape,
+    mask_shapes,
+    merge_structures,
+)
+
+NAN = float("nan")
+# Masks of about a tenth of the frame in its middle, spread by 0.1 in log area and 0.02 in the centre.
+COHORT = CohortShape(np.array([np.log(0.1), 0.5, 0.5]), np.array([0.1, 0.02, 0.02]))
+USUAL = [np.log(0.1), 0.5, 0.5]
+ELSEWHERE = [np.log(0.1), 0.5, 0.7]
+FURTHER = [np.log(0.1), 0.5, 0.9]
+TOO_LARGE = [np.log(0.3), 0.5, 0.5]
+EMPTY = [NAN, NAN, NAN]
+
+
+def test_the_shape_of_a_mask_by_hand():
+    masks = np.zeros((2, 1, 8, 8), bool)
+    masks[0, 0, 2:4, 4:8] = True
+    masks[1, 0, 0, 0] = True
+
+    # 8 of 64 voxels, the middle of rows 2 to 3 at 3 / 8, of columns 4 to 7 at 6 / 8; then 1 of 64 at half a voxel from
+    # the corner.
+    expected = [[np.log(8 / 64), 3 / 8, 6 / 8], [np.log(1 / 64), 0.5 / 8, 0.5 / 8]]
+    np.testing.assert_allclose(mask_shapes(masks), expected)
+
+
+def test_the_shape_of_a_mask_over_slices_weighs_them_by_area():
+    masks = np.zeros((2, 4, 4), bool)
+    masks[0, 0, :3] = masks[1, 3, 3] = True
+
+    # 4 of 32 voxels; rows 0, 0, 0 and 3 are centred at (0.5 x 3 + 3.5) / 4, columns 0, 1, 2 and 3 at 2.
+    np.testing.assert_allclose(mask_shapes(masks), [np.log(4 / 32), 5 / 16, 2 / 4])
+
+
+def test_the_shape_of_empty_and_full_masks():
+    masks = np.stack([np.zeros((3, 4, 4), bool), np.ones((3, 4, 4), bool)])
+
+    shapes = mask_shapes(masks)
+
+    assert np.isnan(shapes[0]).all()
+    np.testing.assert_allclose(shapes[1], [0.0, 0.5, 0.5])
+    assert np.isnan(mask_shapes(masks[0])).all()
+
+
+def test_the_shape_of_a_cohort_is_median_and_robust_spread():
+    shapes = np.stack([np.arange(9.0), np.full(9, 0.5), np.arange(9.0) / 10], 1)
+    with_empty = np.concatenate([shapes, [EMPTY]])
+
+    cohort = cohort_shape(with_empty)
+
+    # The median of 0 to 8 is 4; the deviations 4 3 2 1 0 1 2 3 4 have the median 2, times 1.4826.
+    np.testing.assert_allclose(cohort.center, [4, 0.5, 0.4])
+    np.testing.assert_allclose(cohort.spread, [2.9652, 0, 0.29652])
+
+
+def test_too_few_masks_are_no_cohort():
+    shapes = np.tile(USUAL, (MIN_COHORT, 1))
+
+    assert cohort_shape(shapes) is not None
+    assert cohort_shape(np.concatenate([shapes[1:], [EMPTY]])) is None
+    assert cohort_shape(np.zeros((0, 3))) is None
+
+
+@pytest.mark.parametrize(
+    ("confidences", "shapes", "cohort", "expected"),
+    [
+        ([0.5, 0.9, 0.7], [USUAL, USUAL, USUAL], COHORT, 1),
+        ([0.5, 0.9, 0.7], [USUAL, ELSEWHERE, USUAL], None, 1),
+        ([0.5, 0.9, 0.7], [USUAL, ELSEWHERE, USUAL], COHORT, 2),
+        ([0.5, 0.9, 0.7], [USUAL, TOO_LARGE, ELSEWHERE], COHORT, 0),
+        ([0.9, 0.1, 0.8], [FURTHER, ELSEWHERE, FURTHER], COHORT, 1),
+        ([0.9, 0.2, 0.8], [EMPTY, ELSEWHERE, FURTHER], COHORT, 1),
+        ([0.9, 0.2, 0.1], [EMPTY, ELSEWHERE, USUAL], COHORT, 2),
+        ([0.9, 0.2, 0.3], [EMPTY, ELSEWHERE, FURTHER], None, 2),
+        ([0.1, 0.2, 0.9], [EMPTY, EMPTY, EMPTY], COHORT, 0),
+        ([0.1, 0.2, 0.9], [EMPTY, EMPTY, EMPTY], None, 0),
+        ([0.7, 0.7, 0.7], [USUAL, USUAL, USUAL], COHORT, 0),
+        ([0.3], [FURTHER], COHORT, 0),
+    ],
+    ids=[
+        "the most confident",
+        "the most confident before there is a cohort",
+        "passes over one elsewhere",
+        "passes over one too large and one elsewhere",
+        "none plausible: the nearest",
+        "none plausible and one empty: the nearest filled",
+        "an empty one is never taken for its confidence",
+        "nor before there is a cohort",
+        "all empty",
+        "all empty before there is a cohort",
+        "a tie: the first, which is nearest to the protocol's box",
+        "one candidate",
+    ],
+)
+def test_choosing_a_candidate(confidences, shapes, cohort, expected):
+    assert choose_candidate(np.array(confidences), np.array(shapes), cohort) == expected
+
+
+def test_a_cohort_without_spread_accepts_only_its_own_shape():
+    cohort = CohortShape(np.array(USUAL), np.zeros(3))
+
+    assert choose_candidate(np.array([0.9, 0.1]), np.array([ELSEWHERE, USUAL]), cohort) == 1
+
+
+def test_the_strongest_structure_above_the_threshold_wins():
+    soft = np.array([[0.6, 0.4, 0.8, 0.5, 0.0], [0.7, 0.3, 0.8, 0.5, 0.51]], np.float32).reshape(2, 5, 1, 1)
+
+    merged = merge_structures(soft, (3, 200))
+
+    # The second wins; neither is above 0.5; a tie goes to the first; exactly 0.5 is background; the second wins.
+    np.testing.assert_array_equal(merged.ravel(), [200, 0, 3, 0, 200])
+    assert merged.shape == (5, 1, 1)
+    assert merged.dtype == np.uint8
+
+
+def test_one_structure_is_its_mask_at_a_half(rng):
+    soft = rng.random((1, 6, 5, 4))
+
+    np.testing.assert_array_equal(merge_structures(soft, (7,)), np.where(soft[0] > 0.5, 7, 0))
+
+
+def test_merged_values_are_the_structures_indices_and_nothing_is_changed(rng):
+    soft = rng.random((3, 6, 5, 4))
+    before = soft.copy()
+
+    merged = merge_structures(soft, (5, 1, 255))
+
+    assert set(np.unique(merged)) == {0, 1, 5, 255}
+    np.testing.assert_array_equal(soft, before)
