@@ -1,0 +1,1 @@
+"""The SAM models, the student network and how both are run."""

@@ -1,0 +1,153 @@
+"""The student: a small MONAI U-Net on slices, saved as one file that loads without pickle."""
+
+import hashlib
+import io
+import pickle
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.networks.nets import UNet
+from torch import nn
+
+from samcorrect.lib.errors import WeightsError
+from samcorrect.lib.transforms.frame import from_frame, normalise_intensity, to_frame
+
+FORMAT = "samcorrect-student-1"
+CHANNELS = (16, 32, 64, 128, 128)
+STRIDES = (2, 2, 2, 2)
+SLICES_PER_BATCH = 16
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """What a student segments and how its network is built; `indices[k]` is the label index of output channel k + 1."""
+
+    names: tuple[str, ...]
+    indices: tuple[int, ...]
+    side_px: int
+    dropout: float = 0.0
+
+
+class Student:
+    """A trained segmentation network with its preprocessing.
+
+    Attributes:
+        network: The MONAI network, in evaluation mode.
+        config: Names, indices and architecture.
+        digest: SHA-256 of its file.
+    """
+
+    def __init__(self, network: nn.Module, config: StudentConfig, digest: str):
+        self.network = network.eval()
+        self.config = config
+        self.digest = digest
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Structure names in channel order."""
+        return self.config.names
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """Label indices in channel order."""
+        return self.config.indices
+
+    def predict_probs(self, array_hwd: np.ndarray) -> np.ndarray:
+        """Probabilities on the image's grid.
+
+        Args:
+            array_hwd: (H, W, D) raw intensities.
+
+        Returns:
+            (K + 1, H, W, D) float32, channel 0 is background, sums to 1 over channels.
+        """
+        frames = to_frame(normalise_intensity(array_hwd), self.config.side_px)
+        return probs_to_grid(predict_frames(self.network, frames), array_hwd.shape[:2])
+
+    def predict(self, array_hwd: np.ndarray) -> np.ndarray:
+        """The label map (H, W, D) uint8 with the protocol's indices."""
+        return probs_to_label_map(self.predict_probs(array_hwd), self.indices)
+
+
+def build_network(config: StudentConfig, *, seed: int) -> nn.Module:
+    """A MONAI U-Net of 0.6 million parameters with initial weights that depend on `seed` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = UNet(
+            spatial_dims=2,
+            in_channels=1,
+            out_channels=len(config.indices) + 1,
+            channels=CHANNELS,
+            strides=STRIDES,
+            num_res_units=1,
+            norm="batch",
+            dropout=config.dropout,
+        )
+    return network.to(memory_format=torch.channels_last)
+
+
+def predict_frames(network: nn.Module, frames: torch.Tensor) -> torch.Tensor:
+    """Class probabilities of slices in the frame.
+
+    Args:
+        network: In evaluation mode, unless dropout passes are wanted.
+        frames: (N, side, side) float in [0, 1].
+
+    Returns:
+        (N, K + 1, side, side) float32.
+    """
+    with torch.inference_mode():
+        batches = frames.split(SLICES_PER_BATCH)
+        return torch.cat(
+            [network(b[:, None].to(memory_format=torch.channels_last)).float().softmax(1) for b in batches]
+        )
+
+
+def probs_to_grid(probs: torch.Tensor, shape_hw: tuple[int, int]) -> np.ndarray:
+    """(D, K + 1, side, side) in the frame to (K + 1, H, W, D) float32 on the image's grid."""
+    return np.stack([from_frame(probs[:, k], shape_hw).permute(1, 2, 0).numpy() for k in range(probs.shape[1])])
+
+
+def probs_to_label_map(probs: np.ndarray, indices: tuple[int, ...]) -> np.ndarray:
+    """(K + 1, H, W, D) probabilities to an (H, W, D) uint8 label map of the most probable class."""
+    table = np.array([0, *indices], dtype=np.uint8)
+    return table[probs.argmax(0)]
+
+
+def student_bytes(network: nn.Module, config: StudentConfig) -> bytes:
+    """The file of a student; equal weights give equal bytes."""
+    buffer = io.BytesIO()
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    torch.save({"format": FORMAT, "config": asdict(config), "state_dict": state}, buffer)
+    return buffer.getvalue()
+
+
+def load_student(path: Path) -> Student:
+    """Load a student's file, without executing anything in it.
+
+    Raises:
+        WeightsError: The file is missing, is no student or does not fit the architecture.
+    """
+    if not path.is_file():
+        raise WeightsError(f"no student at {path}; train one with `samcorrect train`")
+    content = path.read_bytes()
+    try:
+        document = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            raise WeightsError(f"{path} is not a student of samcorrect; wanted the format {FORMAT!r}")
+        fields = document["config"]
+        config = StudentConfig(
+            names=tuple(map(str, fields["names"])),
+            indices=tuple(map(int, fields["indices"])),
+            side_px=int(fields["side_px"]),
+            dropout=float(fields["dropout"]),
+        )
+        network = build_network(config, seed=0)
+        network.load_state_dict(document["state_dict"])
+    except (RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        if isinstance(error, WeightsError):
+            raise
+        raise WeightsError(f"{path} cannot be loaded as a student: {' '.join(str(error).split())[:200]}") from error
+    return Student(network, config, hashlib.sha256(content).hexdigest())

@@ -1,0 +1,165 @@
+"""The cache gives what was encoded, once, and never what was torn or belongs to another model."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from samcorrect.lib.networks.embedding_cache import EmbeddingCache
+from samcorrect.lib.networks.sam import SIDE_PX, SamModel
+
+# float16 (256, 64, 64) and the .npy header of 128 bytes.
+FILE_BYTES = 256 * 64 * 64 * 2 + 128
+
+
+class _Encoder(nn.Module):
+    """The smallest network of the real one's interface: LiteMedSAM takes seconds a slice, and what it sees is no matter here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n_encoded = 0
+
+    @property
+    def prompt_encoder(self) -> "_Encoder":
+        return self
+
+    def get_dense_pe(self) -> torch.Tensor:
+        return torch.zeros(1)
+
+    def image_encoder(self, pixels: torch.Tensor) -> torch.Tensor:
+        self.n_encoded += 1
+        return nn.functional.avg_pool2d(pixels[:, :1], 4).expand(1, 256, -1, -1)
+
+
+def small_model(*, digest: str = "a" * 64, use_bf16: bool = False) -> tuple[SamModel, _Encoder]:
+    network = _Encoder()
+    return SamModel(network, digest, use_bf16=use_bf16), network
+
+
+def frame_of(seed: int) -> torch.Tensor:
+    return torch.rand(SIDE_PX, SIDE_PX, generator=torch.Generator().manual_seed(seed))
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.npy"))
+
+
+def test_the_second_time_gives_the_same_without_encoding(sam, tmp_path):
+    cache = EmbeddingCache(tmp_path)
+    frame = frame_of(0)
+
+    first = cache.embedding(sam, frame)
+    (path,) = files_of(tmp_path)
+    written = path.read_bytes()
+    inode = path.stat().st_ino
+    second = EmbeddingCache(tmp_path).embedding(sam, frame)
+
+    assert torch.equal(first, second)
+    assert (second.shape, second.dtype) == ((256, SIDE_PX // 4, SIDE_PX // 4), torch.float16)
+    # Encoding anew would have put a new file in its place.
+    assert path.stat().st_ino == inode
+    assert path.read_bytes() == written
+
+
+def test_each_frame_is_encoded_once(tmp_path):
+    cache, (model, network) = EmbeddingCache(tmp_path), small_model()
+
+    for seed in (0, 1, 0, 1, 0):
+        assert torch.equal(cache.embedding(model, frame_of(seed)), model.encode(frame_of(seed)))
+        network.n_encoded -= 1
+
+    assert network.n_encoded == 2
+    assert len(files_of(tmp_path)) == 2
+
+
+def test_a_transposed_frame_is_another_frame(tmp_path):
+    cache, (model, network) = EmbeddingCache(tmp_path), small_model()
+
+    straight, turned = cache.embedding(model, frame_of(0)), cache.embedding(model, frame_of(0).T)
+
+    assert network.n_encoded == 2
+    assert torch.equal(straight, turned.transpose(1, 2))
+
+
+@pytest.mark.parametrize("other", [{"digest": "b" * 64}, {"use_bf16": True}], ids=["weights", "runtime"])
+def test_another_model_has_its_own_embedding(tmp_path, other):
+    cache = EmbeddingCache(tmp_path)
+    (model, network), (other_model, other_network) = small_model(), small_model(**other)
+
+    cache.embedding(model, frame_of(0))
+    cache.embedding(other_model, frame_of(0))
+
+    assert (network.n_encoded, other_network.n_encoded) == (1, 1)
+    assert len(files_of(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    "tear",
+    [lambda b: b[: len(b) // 2], lambda b: b[:40], lambda b: b"", lambda b: bytes(len(b)), lambda b: b"text" * 40],
+    ids=["half", "within the header", "empty", "zeros", "text"],
+)
+def test_a_torn_file_is_made_anew(tmp_path, tear):
+    cache, (model, network) = EmbeddingCache(tmp_path), small_model()
+    embedding = cache.embedding(model, frame_of(0))
+    (path,) = files_of(tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(tear(whole))
+
+    again = cache.embedding(model, frame_of(0))
+
+    assert torch.equal(again, embedding)
+    assert network.n_encoded == 2
+    assert path.read_bytes() == whole
+
+
+def test_only_whole_files_are_left(tmp_path):
+    cache, (model, _) = EmbeddingCache(tmp_path / "new" / "folder"), small_model()
+
+    for seed in range(3):
+        cache.embedding(model, frame_of(seed))
+
+    everything = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert everything
+    assert [path.stat().st_size for path in everything] == [FILE_BYTES] * 3
+
+
+def test_the_cache_stays_below_its_size_and_drops_the_longest_unused(tmp_path):
+    cache, (model, network) = EmbeddingCache(tmp_path, max_bytes=4 * FILE_BYTES), small_model()
+    for seed in range(4):
+        cache.embedding(model, frame_of(seed))
+        for path in files_of(tmp_path):
+            # The clock of some file systems is too coarse for what happens within one test.
+            os.utime(path, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns - 10**9))
+    cache.embedding(model, frame_of(0))
+    assert network.n_encoded == 4
+
+    cache.embedding(model, frame_of(4))
+
+    # Five do not fit; down to nine tenths of four leaves three: 0 (just used), 3 and 4.
+    assert sum(path.stat().st_size for path in files_of(tmp_path)) <= 4 * FILE_BYTES
+    for seed in (0, 3, 4):
+        cache.embedding(model, frame_of(seed))
+    assert network.n_encoded == 5
+    cache.embedding(model, frame_of(1))
+    assert network.n_encoded == 6
+
+
+def test_the_cap_counts_what_an_earlier_process_left(tmp_path):
+    model, _ = small_model()
+    for seed in range(4):
+        EmbeddingCache(tmp_path).embedding(model, frame_of(seed))
+
+    EmbeddingCache(tmp_path, max_bytes=3 * FILE_BYTES).embedding(model, frame_of(4))
+
+    assert len(files_of(tmp_path)) <= 3
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    model, _ = small_model()
+
+    with pytest.raises(OSError, match="file"):
+        EmbeddingCache(blocked).embedding(model, frame_of(0))
