@@ -16,7 +16,7 @@ def test_strings_of_conf_and_environment_are_parsed_and_the_given_ones_win():
         "student_learning_rate": "1e-3",
         "protocol": "p.yaml",
         "preset": "huang2023",
-        "device": None,
+        "threads": None,
     }
     settings = load_settings(given, environment)
     assert settings.rounds == 3
@@ -25,7 +25,7 @@ def test_strings_of_conf_and_environment_are_parsed_and_the_given_ones_win():
     assert settings.protocol == Path("p.yaml")
     assert settings.student_learning_rate == 0.001
     assert settings.preset == "huang2023"
-    assert settings.device == "cpu"
+    assert settings.threads == 0
 
 
 def test_nothing_given_is_all_defaults_and_the_hosts_own_keys_are_ignored():
@@ -44,7 +44,7 @@ def test_all_faults_are_in_one_message():
         "rounds": "99",
         "preset": "best",
         "audit_share": "lots",
-        "device": "tpu",
+        "threads": "-2",
         "student_side_px": 100,
     }
     with pytest.raises(SettingsError) as caught:
@@ -74,7 +74,7 @@ def test_an_unknown_key_names_all_known_ones():
         ("audit_share", "nan"),
         ("lease_s", "-5"),
         ("student_learning_rate", "0"),
-        ("device", "cuda:x"),
+        ("threads", "257"),
         ("n_candidates", "65"),
     ],
 )

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from monai.losses import DiceLoss
-from torch.nn import functional as F
+from torch.nn.functional import cosine_similarity, cross_entropy, one_hot
 
 from samcorrect.lib.core.losses import IGNORE, cross_entropy_map, weighted_segmentation_loss
 
@@ -64,7 +64,7 @@ def test_weights_of_1_give_monais_loss(logits, targets):
 
     loss = weighted_segmentation_loss(logits, targets, torch.ones(targets.shape))
 
-    expected = F.cross_entropy(logits, targets) + dice_loss(logits, targets[:, None])
+    expected = cross_entropy(logits, targets) + dice_loss(logits, targets[:, None])
     torch.testing.assert_close(loss, expected)
 
 
@@ -89,7 +89,7 @@ def test_weights_change_the_gradient(logits, targets):
 
     even, uneven = gradient(logits, targets, torch.ones(targets.shape)), gradient(logits, targets, weights)
 
-    cosine = F.cosine_similarity(even.flatten(), uneven.flatten(), dim=0)
+    cosine = cosine_similarity(even.flatten(), uneven.flatten(), dim=0)
     assert cosine < 0.95
     assert uneven[:, :, :8].abs().sum() < 0.3 * even[:, :, :8].abs().sum()
     assert uneven[:, :, 8:].abs().sum() > even[:, :, 8:].abs().sum()
@@ -143,7 +143,7 @@ def test_nothing_to_learn_from_is_loss_0_and_gradient_0(logits, targets, how):
 def test_a_better_prediction_has_a_lower_loss_and_nothing_is_changed(logits, targets):
     weights = torch.rand(targets.shape)
     copies = [t.detach().clone() for t in (logits, targets, weights)]
-    right = 10 * F.one_hot(targets, 3).movedim(-1, 1).float()
+    right = 10 * one_hot(targets, 3).movedim(-1, 1).float()
 
     assert 0 <= weighted_segmentation_loss(right, targets, weights) < 0.02
     assert weighted_segmentation_loss(right, targets, weights) < weighted_segmentation_loss(logits, targets, weights)

@@ -16,8 +16,7 @@ def brute_force_dice(mask: np.ndarray, other: np.ndarray) -> float:
 
 
 def brute_force_surface_dice(mask: np.ndarray, other: np.ndarray, tolerance_mm: float, spacing_mm: tuple) -> float:
-    """Edge voxels have a face neighbour outside the mask or the array; each is near or not to the other's edge voxels.
-    """
+    """Edge voxels have a face neighbour outside the mask or the array; each is near to the other's edge or not."""
     axes = range(2 if mask.shape[2] == 1 else 3)
 
     def edge(voxels: set) -> list:

@@ -194,7 +194,9 @@ def test_a_label_with_nothing_but_a_feature_without_weight_has_no_score():
     rising = np.linspace(0.1, 0.9, 10)
     features = {"a": rising, "b": rising**2, "c": np.sqrt(rising), "against": 1 - rising}
 
-    fusion = fuse_features({name: np.append(values, NAN if name != "against" else 0.7) for name, values in features.items()})
+    fusion = fuse_features(
+        {name: np.append(values, NAN if name != "against" else 0.7) for name, values in features.items()}
+    )
 
     assert fusion.weights["against"] == 0
     assert np.isnan(fusion.scores[-1])

@@ -25,9 +25,7 @@ def test_no_share_never_and_the_whole_share_always(rng):
 
 
 def test_the_generator_decides():
-    one, same, other = (
-        [draw_is_audit(0.5, rng) for _ in range(64)] for rng in map(np.random.default_rng, (1, 1, 2))
-    )
+    one, same, other = ([draw_is_audit(0.5, rng) for _ in range(64)] for rng in map(np.random.default_rng, (1, 1, 2)))
 
     assert one == same
     assert one != other

@@ -15,7 +15,7 @@ FILE_BYTES = 256 * 64 * 64 * 2 + 128
 
 
 class _Encoder(nn.Module):
-    """The smallest network of the real one's interface: LiteMedSAM takes seconds a slice, and what it sees is no matter here."""
+    """The smallest network of the real one's interface: LiteMedSAM takes a second a slice, which buys nothing."""
 
     def __init__(self) -> None:
         super().__init__()

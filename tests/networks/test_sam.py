@@ -48,7 +48,7 @@ def box_logits(sam: SamModel, embedding: torch.Tensor) -> torch.Tensor:
 def test_the_mask_of_a_box_lies_along_the_array_axes(box_logits):
     mask = (box_logits[0] > 0).numpy()
 
-    # A transposition anywhere would give the Dice of the rectangle with its mirror image, 2 x 60 x 60 / (2 x 9600) = 0.4, at best.
+    # Transposed, the rectangle shares 60 x 60 of its 9600 pixels with itself at best: Dice 0.4.
     assert dice(mask, RECTANGLE) > 0.8
     assert mask[:40].sum() < 0.05 * mask.sum()
 
@@ -91,7 +91,7 @@ def test_a_box_alone_equals_the_same_box_among_others(sam, embedding, box_logits
 
 @pytest.mark.parametrize("point", [(60.0, 120.0), (120.0, 120.0)])
 def test_a_point_alone_draws_the_mask_to_itself(sam, embedding, point):
-    """LiteMedSAM learnt from boxes alone and its logits for a point stay low; their peak still shows where the point went."""
+    """LiteMedSAM learnt from boxes alone: its logits for a point stay low, but they peak where the point went."""
     logits, _ = sam.decode(embedding, points=[(*point, True)])
 
     peak = np.unravel_index(int(logits[0].argmax()), (SIDE_PX, SIDE_PX))

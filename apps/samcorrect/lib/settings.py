@@ -27,7 +27,6 @@ class Settings(BaseModel):
     rounds: int = Field(2, ge=1, le=20, description="rounds of score, correct and retrain")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of every random choice")
     threads: int = Field(0, ge=0, le=256, description="CPU threads; 0 takes one per core")
-    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="torch device")
     sam_weights: Path | None = Field(None, description="LiteMedSAM weights file; default the packaged one")
     n_candidates: int = Field(16, ge=1, le=64, description="prompt boxes tried for each structure")
     student_steps: int = Field(400, ge=1, le=100_000, description="optimiser steps of one training")

@@ -43,4 +43,4 @@ def weighted_segmentation_loss(logits: torch.Tensor, targets: torch.Tensor, weig
     overlap = (probs * one_hot * spread).sum((0, 2, 3))
     sizes = ((probs + one_hot) * spread).sum((0, 2, 3))
     dice = (2 * overlap + DICE_SMOOTHING) / (sizes + DICE_SMOOTHING)
-    return cross_entropy + (1 - dice[1:]).mean() * (weights.sum() > 0)
+    return cross_entropy + (1 - dice[1:]).mean()

@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-import pickle
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from monai.networks.nets import UNet
 from torch import nn
 
 from samcorrect.lib.errors import WeightsError
+from samcorrect.lib.protocol import MAX_INDEX
 from samcorrect.lib.transforms.frame import from_frame, normalise_intensity, to_frame
 
 FORMAT = "samcorrect-student-1"
@@ -137,17 +138,31 @@ def load_student(path: Path) -> Student:
         document = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise WeightsError(f"{path} is not a student of samcorrect; wanted the format {FORMAT!r}")
-        fields = document["config"]
-        config = StudentConfig(
-            names=tuple(map(str, fields["names"])),
-            indices=tuple(map(int, fields["indices"])),
-            side_px=int(fields["side_px"]),
-            dropout=float(fields["dropout"]),
-        )
+        config = _read_config(document["config"])
         network = build_network(config, seed=0)
         network.load_state_dict(document["state_dict"])
-    except (RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a stranger's bytes trip torch's reader in many ways, IndexError among them
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(f"{path} cannot be loaded as a student: {' '.join(str(error).split())[:200]}") from error
     return Student(network, config, hashlib.sha256(content).hexdigest())
+
+
+def _read_config(fields: dict) -> StudentConfig:
+    """The configuration in a student's file; ValueError where no image could be segmented with it."""
+    config = StudentConfig(
+        names=tuple(map(str, fields["names"])),
+        indices=tuple(map(int, fields["indices"])),
+        side_px=int(fields["side_px"]),
+        dropout=float(fields["dropout"]),
+    )
+    n_indices, step_px = len(config.indices), math.prod(STRIDES)
+    if n_indices == 0 or len(config.names) != n_indices:
+        raise ValueError(f"{len(config.names)} names for {n_indices} indices; wanted one name an index, at least one")
+    if len(set(config.indices)) < n_indices or not all(1 <= index <= MAX_INDEX for index in config.indices):
+        raise ValueError(f"the indices {config.indices}; wanted different numbers from 1 to {MAX_INDEX}")
+    if config.side_px < step_px or config.side_px % step_px:
+        raise ValueError(f"side_px {config.side_px}; wanted a multiple of {step_px}")
+    if not 0 <= config.dropout < 1:
+        raise ValueError(f"dropout {config.dropout}; wanted a share in [0, 1)")
+    return config

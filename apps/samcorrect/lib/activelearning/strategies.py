@@ -1,0 +1,69 @@
+"""Strategies `lowest_quality` and `random`: the image that a person gets next."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.tasks.strategy import Strategy
+
+from samcorrect.lib.loop.queue import NextImage, next_image
+from samcorrect.lib.loop.workspace import Workspace
+from samcorrect.lib.store.volumes import suffix_of
+
+
+class QueueStrategy(Strategy):
+    """Serves the queue; an image is reserved for the client that got it."""
+
+    strategy: ClassVar[str]
+    text: ClassVar[str]
+
+    def __init__(self, workspace: Workspace):
+        """Serve the queue of `workspace`."""
+        super().__init__(self.text)
+        self.workspace = workspace
+
+    def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any] | None:
+        """The next image for the client: `id`, what the viewer shows of it, and why it was chosen.
+
+        Returns:
+            None where every image is approved or reserved for somebody else.
+        """
+        holder = str(request.get("client_id") or "unknown")[:200]
+        chosen = next_image(self.workspace, holder, strategy=self.strategy)
+        if chosen is None:
+            return None
+        path = Path(self.workspace.store.ledger.image(chosen.image_id).path)
+        return {
+            "id": chosen.image_id,
+            "name": display_name(path, chosen),
+            "checksum": f"SHA256:{hashlib.sha256(path.read_bytes()).hexdigest()}",
+            "score": chosen.score,
+            "expected_dice": chosen.expected_dice,
+            "expected_dice_interval": [chosen.expected_dice_low, chosen.expected_dice_high],
+            "reasons": chosen.reasons,
+            "why": chosen.why,
+        }
+
+
+class LowestQuality(QueueStrategy):
+    """Worst label first."""
+
+    strategy = "lowest_quality"
+    text = "Worst label first, at random for the audit share; never an image that is approved or that somebody else has"
+
+
+class Random(QueueStrategy):
+    """Any image that waits."""
+
+    strategy = "random"
+    text = "An image at random; never one that is approved or that somebody else has"
+
+
+def display_name(path: Path, chosen: NextImage) -> str:
+    """The name that Slicer gives the volume and its downloaded file: with the score, and the suffix that it needs."""
+    if chosen.score is None:
+        return path.name
+    suffix = suffix_of(path)
+    return f"{path.name[: -len(suffix)]} (score {chosen.score:.2f}){path.name[-len(suffix) :]}"

@@ -1,0 +1,1 @@
+"""One file for each fault of the host that we mend."""

@@ -1,0 +1,74 @@
+"""Public models `best_label` and `corrected_label`: the label in the store, and what self-correction made of it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from samcorrect.lib.errors import RequestError, UnknownLabelError
+from samcorrect.lib.infers.base import MaskTask, Segmented
+from samcorrect.lib.infers.request import InferRequest
+from samcorrect.lib.loop.correction import correct_image
+from samcorrect.lib.store.label_names import name_indices
+from samcorrect.lib.store.volumes import Volume
+
+
+class BestLabelTask(MaskTask):
+    """The best stored label, at once: final over corrected over original."""
+
+    text = "The best stored label of the image, with its score: nothing is computed"
+
+    def segment(self, infer_request: InferRequest, volume: Volume, request: Mapping[str, Any]) -> Segmented:
+        """Read the label. Raises UnknownLabelError where there is none."""
+        store = self.workspace.store
+        image_id = _require_stored(infer_request)
+        row = store.ledger.best_label(image_id)
+        if row is None:
+            raise UnknownLabelError(f"{image_id} has no label yet; infer with the model sam makes one")
+        names = name_indices(row.info["present_indices"], self.workspace.protocol, row.info.get("label_info", ()))
+        quality = store.ledger.quality(row.id).get(0)
+        params: dict[str, Any] = {"label_tag": row.tag, "maker": row.maker}
+        if quality is not None:
+            params |= {"score": quality.score, "expected_dice": quality.expected_dice, "reasons": quality.reasons}
+        return Segmented(label_map=store.read_label(row, volume), names={i: n for n, i in names.items()}, params=params)
+
+
+class CorrectedLabelTask(MaskTask):
+    """The label as self-correction changed it."""
+
+    text = "The label as self-correction changed it, what changed and why"
+
+    def segment(self, infer_request: InferRequest, volume: Volume, request: Mapping[str, Any]) -> Segmented:
+        """Read the correction. Raises UnknownLabelError where the label was not corrected."""
+        made = correct_image(self.workspace, _require_stored(infer_request))
+        params = {
+            "reasons": made.reasons,
+            "score_before": made.score_before,
+            "score_after": made.score_after,
+            "changes": summarise_changes(made.change_map),
+        }
+        return Segmented(label_map=made.label_map, params=params)
+
+
+def summarise_changes(change_map: np.ndarray) -> dict[str, Any]:
+    """Say how much changed and where.
+
+    Args:
+        change_map: (H, W, D) uint8; anything but 0 is a change.
+
+    Returns:
+        `n_voxels`, and `box` as [[x0, x1], [y0, y1], [z0, z1]], half-open, in voxels; None where nothing changed.
+    """
+    where = np.argwhere(change_map)
+    box = (
+        [[int(low), int(high) + 1] for low, high in zip(where.min(0), where.max(0), strict=True)]
+        if len(where)
+        else None
+    )
+    return {"n_voxels": len(where), "box": box}
+
+
+def _require_stored(infer_request: InferRequest) -> str:
+    if infer_request.image_id is None:
+        raise RequestError("the image of an upload session has no stored label: add it with PUT /datastore/image first")
+    return infer_request.image_id

@@ -1,0 +1,52 @@
+"""Scoring methods `label_quality` and `self_correction`: stages over the whole store, each in a process of its own."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.tasks.scoring import ScoringMethod
+
+from samcorrect.lib.loop.correction import correct_store
+from samcorrect.lib.loop.scoring import score_store
+from samcorrect.lib.loop.workspace import Progress, Workspace, log_progress
+
+
+class StoreStage(ScoringMethod):
+    """A stage over the whole store; its log lines are what the host shows as the task's `details`."""
+
+    text: ClassVar[str]
+
+    def __init__(self, workspace: Workspace):
+        """Work on `workspace`."""
+        super().__init__(self.text)
+        self.workspace = workspace
+
+    def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
+        """Run the stage and return its counts. Raises ProtocolError without a protocol."""
+        self.workspace.require_protocol()
+        return self.run(log_progress)
+
+    @abstractmethod
+    def run(self, progress: Progress) -> dict[str, Any]:
+        """The stage itself."""
+
+
+class LabelQuality(StoreStage):
+    """Scores every label."""
+
+    text = "Scores every best label without ground truth, from students that never saw its patient"
+
+    def run(self, progress: Progress) -> dict[str, Any]:
+        """Returns the counts of `score_store`."""
+        return score_store(self.workspace, progress=progress)
+
+
+class SelfCorrection(StoreStage):
+    """Corrects every label of low quality."""
+
+    text = "Scores every best label and corrects those of low quality; the versions before are kept"
+
+    def run(self, progress: Progress) -> dict[str, Any]:
+        """Returns the counts of `correct_store`."""
+        return correct_store(self.workspace, progress=progress)

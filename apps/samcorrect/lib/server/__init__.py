@@ -1,0 +1,1 @@
+"""What samcorrect adds to the host over HTTP, and how it is served."""

@@ -1,0 +1,226 @@
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from samcorrect.lib.errors import (
+    GeometryError,
+    ImageError,
+    LabelError,
+    RequestError,
+    SettingsError,
+    UnknownImageError,
+    UnknownLabelError,
+)
+from samcorrect.lib.protocol import Protocol
+from samcorrect.lib.store.datastore import LedgerDatastore, check_tag, local_studies
+from samcorrect.lib.store.labels import LabelStore
+from samcorrect.lib.store.volumes import read_label_map
+
+SHAPE = (16, 12, 1)
+PNG_AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
+BOX = {"source": "box", "xyxy": (0.1, 0.1, 0.9, 0.9)}
+PROTOCOL = Protocol(
+    structures=[{"name": "lung", "index": 1, "prompt": BOX}, {"name": "heart", "index": 3, "prompt": BOX}]
+)
+
+
+@pytest.fixture
+def store(make_studies):
+    return LabelStore(make_studies("a.png", "ward/b.png"))
+
+
+@pytest.fixture
+def datastore(store):
+    return LedgerDatastore(store, PROTOCOL)
+
+
+@pytest.fixture
+def submitted(tmp_path):
+    """A submit of Slicer: the heart is its first segment, and it wrote the axes the other way round."""
+    label = np.zeros(SHAPE, np.uint8)
+    label[2:5, 3:9] = 1
+    path = tmp_path / "deep" / "submitted.nii.gz"
+    path.parent.mkdir()
+    flipped = PNG_AFFINE @ np.array([[-1, 0, 0, SHAPE[0] - 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+    nib.save(nib.Nifti1Image(label[::-1], flipped), path)
+    return path
+
+
+INFO = {"label_info": [{"name": "heart", "idx": 1}, {"name": "lung", "idx": 2}], "client_id": "dr-who"}
+
+
+def machine_label(store, image_id="a", tag="original", value=3):
+    label = np.zeros(SHAPE, np.uint8)
+    label[:4, :4] = value
+    return store.save_label_map(image_id, label, tag=tag, maker="sam:test", affine=PNG_AFFINE)
+
+
+def names_in_json(datastore, image_id):
+    return datastore.json()["objects"][image_id]["labels"]["original"]["info"]["params"]["label_names"]
+
+
+def test_json_names_what_is_in_the_best_label(datastore, store, submitted):
+    assert datastore.json()["objects"] == {
+        "a": {"image": {"ext": ".png"}, "labels": {}},
+        "ward/b": {"image": {"ext": ".png"}, "labels": {}},
+    }
+    machine_label(store, value=1)
+    assert names_in_json(datastore, "a") == {"lung": 1}
+    machine_label(store, tag="corrected", value=3)
+    assert names_in_json(datastore, "a") == {"heart": 3}
+    datastore.save_label("a", str(submitted), "final", {"label_info": [{"name": "lung", "idx": 1}]})
+    assert names_in_json(datastore, "a") == {"lung": 1}
+
+
+def test_original_hands_out_the_best_label_on_the_grid(datastore, store, submitted):
+    machine_label(store)
+    datastore.save_label("a", str(submitted), "final", INFO)
+    best = read_label_map(_path(datastore, "a", "original"))
+    assert np.allclose(best.affine, PNG_AFFINE)
+    assert np.unique(best.array[2:5, 3:9]).tolist() == [3]
+    assert (best.array > 0).sum() == 18
+    assert datastore.get_label_info("a", "original")["params"]["label_names"] == {"heart": 3}
+
+
+def test_final_comes_back_byte_for_byte_with_its_submitter(datastore, store, submitted):
+    assert datastore.save_label("a", str(submitted), "final", INFO) == "a"
+    assert _path(datastore, "a", "final").read_bytes() == submitted.read_bytes()
+    assert datastore.get_label_info("a", "final")["maker"] == "user:dr-who"
+    row = store.label("a", "final")
+    assert row.info["label_info"] == INFO["label_info"]
+    assert row.info["value_to_index"] == {"1": 3}
+    assert datastore.status() == {"total": 2, "completed": 1, "label_tags": {"final": 1}}
+    assert datastore.get_labeled_images() == ["a"]
+    assert datastore.get_unlabeled_images() == ["ward/b"]
+    assert datastore.datalist()[0]["image"].endswith("a.png")
+
+
+def test_every_submit_is_a_version_of_its_own(datastore, store, submitted, tmp_path):
+    datastore.save_label("a", str(submitted), "final", INFO)
+    first = _path(datastore, "a", "final")
+    second = tmp_path / "deep" / "second.nii.gz"
+    nib.save(nib.Nifti1Image(np.full(SHAPE, 3, np.uint8), PNG_AFFINE), second)
+    datastore.save_label("a", str(second), "final", {})
+    assert first.read_bytes() == submitted.read_bytes()
+    assert _path(datastore, "a", "final").read_bytes() == second.read_bytes()
+
+
+def test_notes_of_a_viewer_cannot_change_provenance(datastore, store, submitted):
+    datastore.save_label("a", str(submitted), "final", INFO)
+    datastore.update_label_info("a", "final", {"value_to_index": {"1": 1}, "status": "approved"})
+    assert store.label("a", "final").info["value_to_index"] == {"1": 3}
+    assert datastore.get_label_info("a", "final")["viewer"]["status"] == "approved"
+
+
+def test_image_notes_are_merged(datastore):
+    datastore.update_image_info("a", {"strategy": {"random": 1}})
+    datastore.update_image_info("a", {"seen": True})
+    assert datastore.get_image_info("a") == {"strategy": {"random": 1}, "seen": True}
+
+
+def test_a_new_file_is_seen_without_a_restart(datastore, store):
+    (store.studies / "ward" / "deep").mkdir()
+    assert datastore.list_images() == ["a", "ward/b"]
+    Image.new("L", (16, 12)).save(store.studies / "ward" / "deep" / "c.png")
+    assert datastore.list_images() == ["a", "ward/b", "ward/deep/c"]
+
+
+def test_an_upload_becomes_an_image(datastore, store, tmp_path):
+    upload = tmp_path / "x.png"
+    Image.new("L", (16, 12), 7).save(upload)
+    assert datastore.add_image("ward/new", str(upload), {"client_id": "me"}) == "ward/new"
+    assert (store.studies / "ward" / "new.png").read_bytes() == upload.read_bytes()
+    assert "ward/new" in datastore.list_images()
+
+
+@pytest.mark.parametrize(
+    ("image_id", "error", "says"),
+    [
+        ("a", RequestError, "never overwritten"),
+        ("../a", RequestError, "not an image id"),
+        ("labels/a", RequestError, "host's own"),
+        ("new", ImageError, "cannot be read"),
+    ],
+)
+def test_bad_uploads_are_refused(datastore, store, tmp_path, image_id, error, says):
+    upload = tmp_path / "deep" / "x.png"
+    upload.parent.mkdir()
+    upload.write_text("not a picture")
+    before = sorted(store.studies.rglob("*.png"))
+    with pytest.raises(error, match=says):
+        datastore.add_image(image_id, str(upload), {})
+    assert sorted(store.studies.rglob("*.png")) == before
+
+
+def test_nothing_is_deleted(datastore, store):
+    machine_label(store)
+    for refuse in (lambda: datastore.remove_label("a", "original"), lambda: datastore.remove_image("a")):
+        with pytest.raises(RequestError, match="is not deleted"):
+            refuse()
+    with pytest.raises(RequestError, match="samcorrect export"):
+        datastore.get_dataset_archive()
+    assert _path(datastore, "a", "original").is_file()
+
+
+def test_unknown_images_and_labels_are_named(datastore):
+    for call in (datastore.get_image_uri, datastore.get_image_info, datastore.get_labels_by_image_id):
+        with pytest.raises(UnknownImageError, match="nobody"):
+            call("nobody")
+    with pytest.raises(UnknownLabelError, match="a has no label yet"):
+        datastore.get_label_uri("a", "original")
+    with pytest.raises(UnknownLabelError, match="final"):
+        datastore.get_label_uri("a", "final")
+
+
+def test_a_file_refused_by_its_name_is_not_handed_out(make_studies, tmp_path):
+    studies = make_studies("a.png")
+    outside = tmp_path / "outside.png"
+    Image.new("L", (16, 12)).save(outside)
+    (studies / "link.png").symlink_to(outside)
+    datastore = LedgerDatastore(LabelStore(studies), None)
+    assert datastore.list_images() == ["a"]
+    with pytest.raises(ImageError, match="leaves the studies folder"):
+        datastore.get_image_uri("link.png")
+
+
+def test_a_label_of_another_grid_is_refused(datastore, store, tmp_path):
+    path = tmp_path / "deep" / "label.nii.gz"
+    path.parent.mkdir()
+    nib.save(nib.Nifti1Image(np.full((15, 12, 1), 3, np.uint8), PNG_AFFINE), path)
+    with pytest.raises(GeometryError, match="grid"):
+        datastore.save_label("a", str(path), "final", {})
+    assert store.ledger.latest_labels() == {}
+
+
+def test_params_that_are_no_object_are_refused(datastore, submitted):
+    with pytest.raises(RequestError, match="`params` is a JSON object"):
+        datastore.save_label("a", str(submitted), "final", ["x"])
+
+
+def test_an_unknown_name_is_refused(datastore, submitted):
+    with pytest.raises(LabelError, match="spleen"):
+        datastore.save_label("a", str(submitted), "final", {"label_info": [{"name": "spleen", "idx": 1}]})
+
+
+@pytest.mark.parametrize("tag", ["final", "attending_2", "a" * 32])
+def test_good_tags(tag):
+    assert check_tag(tag) == tag
+
+
+@pytest.mark.parametrize("tag", ["", "Final", "../evil", "a" * 33, "1st", "a b", "a\n", None])
+def test_bad_tags(tag):
+    with pytest.raises(RequestError, match="is not a tag"):
+        check_tag(tag)
+
+
+def test_remote_studies_are_refused(tmp_path):
+    with pytest.raises(SettingsError, match="URL"):
+        local_studies("http://pacs/dicom-web")
+    assert local_studies(str(tmp_path)) == tmp_path
+
+
+def _path(datastore, image_id, tag):
+    return Path(datastore.get_label_uri(image_id, tag))
