@@ -1,0 +1,184 @@
+"""The `samcorrect` command. Parsers and printing only; the work is in `lib/loop` and `lib/server`."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from samcorrect import __version__
+from samcorrect.lib.errors import SamCorrectError
+from samcorrect.lib.settings import Settings
+
+EXIT_FAULT, EXIT_INTERRUPTED = 1, 130
+# Settings that are options of every command that opens a workspace.
+COMMON_SETTINGS = (
+    "protocol",
+    "state",
+    "preset",
+    "seed",
+    "threads",
+    "n_candidates",
+    "student_steps",
+    "student_side_px",
+    "student_batch_size",
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command."""
+    parser = argparse.ArgumentParser(
+        prog="samcorrect",
+        description="Label an image store with SAM, find and correct the labels it cannot trust, learn from the rest.",
+        epilog="start with: samcorrect demo",
+    )
+    parser.add_argument("--version", action="version", version=f"samcorrect {__version__}")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log every unit of work")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_loop_commands(commands)
+    _add_stage_commands(commands)
+    _add_exchange_commands(commands)
+    return parser
+
+
+def _add_loop_commands(commands: Any) -> None:
+    demo = _command(commands, "demo", "run the whole loop on the sample data", "samcorrect demo --out demo-out")
+    demo.add_argument(
+        "--out", type=Path, default=Path("demo-out"), help="folder of studies and report (default: %(default)s)"
+    )
+    demo.add_argument(
+        "--sample-data", type=Path, default=Path("sample-data"), help="the sample data (default: %(default)s)"
+    )
+    loop = _workspace_command(
+        commands,
+        "loop",
+        "pseudo-label, then rounds of score, correct and retrain; resumes where it was killed",
+        "samcorrect loop --studies images --protocol protocol.yaml --rounds 2 --out report",
+    )
+    loop.add_argument("--rounds", type=int, help="rounds of score, correct and retrain (default: 2)")
+    loop.add_argument("--out", type=Path, required=True, help="folder for report.html and report.json")
+    loop.add_argument("--ground-truth", type=Path, help="label maps of the studies, for evaluation only")
+    loop.add_argument("--test-images", type=Path, help="held-out images for the comparison")
+    loop.add_argument("--test-ground-truth", type=Path, help="label maps of the test images")
+    serve = _workspace_command(
+        commands,
+        "serve",
+        "serve the store to 3D Slicer and OHIF",
+        "samcorrect serve --studies images --protocol protocol.yaml",
+    )
+    serve.add_argument("--host", default="127.0.0.1", help="address to bind (default: %(default)s)")
+    serve.add_argument("--port", type=int, default=8000, help="port (default: %(default)s)")
+
+
+def _add_stage_commands(commands: Any) -> None:
+    _workspace_command(
+        commands, "pseudo-label", "label every image with SAM", "samcorrect pseudo-label --studies images"
+    )
+    _workspace_command(commands, "score", "score every label without ground truth", "samcorrect score --studies images")
+    _workspace_command(
+        commands, "correct", "score, then correct the labels that are low", "samcorrect correct --studies images"
+    )
+    _workspace_command(commands, "train", "train a student on the weighted labels", "samcorrect train --studies images")
+    following = _workspace_command(
+        commands,
+        "next",
+        "show and reserve the image that a person should see next",
+        "samcorrect next --studies images --holder anna",
+    )
+    following.add_argument(
+        "--strategy", default="lowest_quality", help="lowest_quality or random (default: %(default)s)"
+    )
+    following.add_argument(
+        "--holder", default="cli", help="who asks; the image is reserved for them (default: %(default)s)"
+    )
+    evaluate = _workspace_command(
+        commands,
+        "evaluate",
+        "compare the best labels with ground truth",
+        "samcorrect evaluate --studies images --ground-truth labels",
+    )
+    evaluate.add_argument("--ground-truth", type=Path, required=True, help="label maps named like the images")
+    doctor = _workspace_command(
+        commands, "doctor", "check the installation and say what is missing", "samcorrect doctor", needs_studies=False
+    )
+    doctor.add_argument("--json", action="store_true", help="print the checks as JSON")
+
+
+def _add_exchange_commands(commands: Any) -> None:
+    taking = _workspace_command(
+        commands,
+        "import-labels",
+        "take over masks that exist already, to score and correct them",
+        "samcorrect import-labels masks --studies images",
+    )
+    taking.add_argument("folder", type=Path, help="label maps named like the images")
+    taking.add_argument("--approved-by", metavar="NAME", help="the person who vouches for them: they count as approved")
+    export = _workspace_command(
+        commands,
+        "export",
+        "write labels out with a manifest of their provenance",
+        "samcorrect export --studies images --out labels --format nnunet --states approved,corrected",
+    )
+    export.add_argument("--out", type=Path, required=True, help="a new or empty folder")
+    export.add_argument("--format", default="nifti", help="nifti or nnunet (default: %(default)s)")
+    export.add_argument(
+        "--states", default="approved,corrected,pseudo", help="of approved, corrected, pseudo (default: %(default)s)"
+    )
+    models = _workspace_command(
+        commands, "models", "list students, or import one", "samcorrect models import student.pt --studies images"
+    )
+    models.add_argument("action", choices=["list", "import"], help="what to do")
+    models.add_argument("file", type=Path, nargs="?", help="the student's file to import")
+    models.add_argument("--promote", action="store_true", help="use the imported student at once")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code (0 done, 1 a fault that the message explains, 130 interrupted)."""
+    parsed = build_parser().parse_args(arguments)
+    logging.basicConfig(
+        level=logging.INFO if parsed.verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    # Here, so that --help and a wrong option do not wait for torch.
+    from samcorrect import commands
+
+    try:
+        return commands.run(parsed, _settings(parsed))
+    except SamCorrectError as error:
+        print(f"samcorrect {parsed.command}: {error}", file=sys.stderr)
+        return EXIT_FAULT
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on from here", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _settings(parsed: argparse.Namespace) -> Settings:
+    from samcorrect.lib.settings import load_settings
+
+    given = {name: getattr(parsed, name, None) for name in (*COMMON_SETTINGS, "rounds")}
+    return load_settings(given)
+
+
+def _command(commands: Any, name: str, summary: str, example: str) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _workspace_command(
+    commands: Any, name: str, summary: str, example: str, *, needs_studies: bool = True
+) -> argparse.ArgumentParser:
+    parser = _command(commands, name, summary, example)
+    parser.add_argument("--studies", type=Path, required=needs_studies, help="folder of the images")
+    for setting in COMMON_SETTINGS:
+        field = Settings.model_fields[setting]
+        parser.add_argument(f"--{setting.replace('_', '-')}", dest=setting, metavar="VALUE", help=field.description)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

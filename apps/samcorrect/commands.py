@@ -1,0 +1,237 @@
+"""What the commands of `samcorrect` do; kept apart from the parser so that --help is instant."""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from samcorrect.lib.errors import SettingsError, StoreError
+from samcorrect.lib.loop import workspace as ws
+from samcorrect.lib.loop.arms import compare
+from samcorrect.lib.loop.cohort import best_labels
+from samcorrect.lib.loop.correction import correct_store
+from samcorrect.lib.loop.doctor import check_installation
+from samcorrect.lib.loop.evaluation import GroundTruth, evaluate_quality, label_dice
+from samcorrect.lib.loop.exchange import export_labels, import_labels, import_model
+from samcorrect.lib.loop.outcome import write_report
+from samcorrect.lib.loop.pseudo_label import pseudo_label_store
+from samcorrect.lib.loop.queue import next_image
+from samcorrect.lib.loop.retraining import train_student
+from samcorrect.lib.loop.rounds import run_loop
+from samcorrect.lib.loop.scoring import score_store
+from samcorrect.lib.settings import Settings
+
+# The demo has to end within minutes on two cores.
+DEMO_ROUNDS, DEMO_STEPS, DEMO_CANDIDATES = 1, 120, 8
+
+
+def run(parsed: argparse.Namespace, settings: Settings) -> int:
+    """Run the parsed command; returns the exit code."""
+    commands: dict[str, Callable[[argparse.Namespace, Settings], int]] = {
+        "demo": _demo,
+        "loop": _loop,
+        "serve": _serve,
+        "pseudo-label": lambda p, s: _stage(p, s, pseudo_label_store),
+        "score": lambda p, s: _stage(p, s, score_store),
+        "correct": lambda p, s: _stage(p, s, correct_store),
+        "train": lambda p, s: _stage(p, s, train_student),
+        "next": _next,
+        "evaluate": _evaluate,
+        "doctor": _doctor,
+        "import-labels": _import_labels,
+        "export": _export,
+        "models": _models,
+    }
+    return commands[parsed.command](parsed, settings)
+
+
+def _demo(parsed: argparse.Namespace, settings: Settings) -> int:
+    source: Path = parsed.sample_data
+    if not (source / "protocol.yaml").is_file():
+        raise StoreError(
+            f"no sample data in {source}; run the demo from the checkout of samcorrect, or give --sample-data"
+        )
+    studies = parsed.out / "studies"
+    shutil.copytree(source / "images", studies, dirs_exist_ok=True)
+    shutil.copy(source / "protocol.yaml", studies)
+    parsed.studies, parsed.ground_truth = studies, source / "labels"
+    parsed.test_images, parsed.test_ground_truth = source / "test-images", source / "test-labels"
+    update = {"rounds": DEMO_ROUNDS, "student_steps": DEMO_STEPS, "n_candidates": DEMO_CANDIDATES}
+    return _loop(parsed, settings.model_copy(update=update))
+
+
+def _loop(parsed: argparse.Namespace, settings: Settings) -> int:
+    if (parsed.test_images is None) != (parsed.test_ground_truth is None):
+        raise SettingsError("--test-images and --test-ground-truth go together")
+    if parsed.test_images is not None and parsed.ground_truth is None:
+        raise SettingsError("--test-images needs --ground-truth too: the supervised arm learns from it")
+    truth = GroundTruth(parsed.ground_truth) if parsed.ground_truth else None
+    test = (parsed.test_images, GroundTruth(parsed.test_ground_truth)) if parsed.test_images else None
+    workspace = ws.open_workspace(parsed.studies, settings)
+    _require_outside(parsed.out, parsed.studies)
+    # Before hours of work, not after them.
+    if truth is not None:
+        truth.require_any_of(parsed.studies)
+    if test is not None:
+        test[1].require_any_of(test[0])
+    with _progress() as progress:
+        result = run_loop(workspace, progress=progress)
+        comparison = None
+        if truth is not None:
+            with result.timed("compare"):
+                comparison = compare(workspace, result, truth, out_dir=parsed.out, test=test, progress=progress)
+        json_path, html_path = write_report(workspace, result, parsed.out, truth=truth, comparison=comparison)
+    report = json.loads(json_path.read_text(encoding="utf-8"))
+    for name, arm in report["arms"].items():
+        low, high = arm["dice_ci95"]
+        dice = f"Dice {arm['dice_mean']:.3f} [{low:.3f}, {high:.3f}]"
+        print(f"{name:24s} {dice}  surface Dice {arm['surface_dice_mean']:.3f}  n {arm['n']}")
+    for fault in report["quarantined"]:
+        print(f"set aside: {fault['image']}: {fault['reason']}")
+    print(f"report: {html_path}\nserve the result: {report['serve_command']}")
+    return 0
+
+
+def _serve(parsed: argparse.Namespace, settings: Settings) -> int:
+    # Importing the host takes seconds and prints; no other command needs it.
+    from samcorrect.lib.server.serve import serve
+
+    serve(settings, parsed.studies, parsed.host, parsed.port)
+    return 0
+
+
+def _stage(parsed: argparse.Namespace, settings: Settings, stage: Callable[..., dict]) -> int:
+    workspace = ws.open_workspace(parsed.studies, settings)
+    with _progress() as progress:
+        told = stage(workspace, progress=progress)
+    _print_table({key: value for key, value in told.items() if key != "losses"})
+    for image_id, reason in workspace.store.ledger.quarantined():
+        print(f"set aside: {image_id}: {reason}")
+    return 0
+
+
+def _next(parsed: argparse.Namespace, settings: Settings) -> int:
+    workspace = ws.open_workspace(parsed.studies, settings)
+    chosen = next_image(workspace, parsed.holder, strategy=parsed.strategy)
+    if chosen is None:
+        print("no image waits: all are approved or reserved")
+        return 0
+    told = {"image": chosen.image_id, "why": chosen.why, "score": chosen.score, "expected Dice": chosen.expected_dice}
+    _print_table(told | {f"reason {n}": reason for n, reason in enumerate(chosen.reasons, start=1)})
+    return 0
+
+
+def _evaluate(parsed: argparse.Namespace, settings: Settings) -> int:
+    workspace = ws.open_workspace(parsed.studies, settings)
+    protocol, ledger = workspace.require_protocol(), workspace.store.ledger
+    labels = best_labels(workspace)
+    true_dice = label_dice(workspace, labels, GroundTruth(parsed.ground_truth))
+    if not true_dice:
+        raise StoreError(
+            f"no image with a label has ground truth in {parsed.ground_truth}; a ground truth is named like its image"
+        )
+    for k, name in enumerate(protocol.names):
+        values = np.array([dice[k] for dice in true_dice.values()])
+        print(f"{name:24s} Dice {np.nanmean(values):.3f} (SD {np.nanstd(values):.3f})  n {np.isfinite(values).sum()}")
+    scores = {}
+    for image_id in true_dice:
+        rows = ledger.quality(labels[image_id].id)
+        scores[image_id] = [rows[i].score if i in rows else None for i in protocol.indices]
+    ranking = evaluate_quality(scores, true_dice, protocol.names)
+    _print_table({key: value for key, value in ranking.items() if key != "structures"})
+    return 0
+
+
+def _doctor(parsed: argparse.Namespace, settings: Settings) -> int:
+    checks = check_installation(settings, parsed.studies)
+    if parsed.json:
+        print(json.dumps([{"name": c.name, "is_ok": c.is_ok, "message": c.message} for c in checks], indent=1))
+    else:
+        for check in checks:
+            print(f"{'ok  ' if check.is_ok else 'FAIL'} {check.name}: {check.message}")
+    return 0 if all(check.is_ok for check in checks) else 1
+
+
+def _import_labels(parsed: argparse.Namespace, settings: Settings) -> int:
+    workspace = ws.open_workspace(parsed.studies, settings)
+    with _progress() as progress:
+        told = import_labels(workspace, parsed.folder, approved_by=parsed.approved_by, progress=progress)
+    print(f"{told['n_imported']} label(s) imported")
+    for name in told["unmatched"]:
+        print(f"no image of this name: {name}")
+    for name, reason in told["refused"]:
+        print(f"refused: {name}: {reason}", file=sys.stderr)
+    return 1 if told["refused"] else 0
+
+
+def _export(parsed: argparse.Namespace, settings: Settings) -> int:
+    workspace = ws.open_workspace(parsed.studies, settings)
+    _require_outside(parsed.out, parsed.studies)
+    states = [state.strip() for state in parsed.states.split(",") if state.strip()]
+    with _progress() as progress:
+        told = export_labels(workspace, parsed.out, file_format=parsed.format, states=states, progress=progress)
+    print(f"{told['n_exported']} label(s) exported; where each comes from: {told['manifest']}")
+    return 0
+
+
+def _models(parsed: argparse.Namespace, settings: Settings) -> int:
+    workspace = ws.open_workspace(parsed.studies, settings)
+    if parsed.action == "import":
+        if parsed.file is None:
+            raise SettingsError("samcorrect models import FILE: the file is missing")
+        _print_table(import_model(workspace, parsed.file, promote=parsed.promote))
+        return 0
+    for row in workspace.store.ledger.models():
+        print(f"{row.digest[:12]}  {row.status:9s}  round {row.round}  {row.metrics.get('reason', '')}")
+    return 0
+
+
+def _require_outside(out: Path, studies: Path) -> None:
+    """Raises SettingsError where label files in `out` would be taken for images of the studies."""
+    if out.resolve().is_relative_to(studies.resolve()):
+        raise SettingsError(f"--out {out} lies in the studies folder {studies}, where labels would be taken for images")
+
+
+def _print_table(told: dict) -> None:
+    width = max(len(str(key)) for key in told)
+    for key, value in told.items():
+        print(f"{key!s:{width}s}  {value}")
+
+
+@contextmanager
+def _progress() -> Iterator[ws.Progress]:
+    """A bar for each stage on a terminal; a line for each finished stage elsewhere."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    bars: dict[str, TaskID] = {}
+    with Progress(*columns, console=console, disable=not console.is_terminal) as display:
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in bars:
+                bars[stage] = display.add_task(stage, total=total)
+            display.update(bars[stage], completed=done, total=total)
+            if done == total and not console.is_terminal:
+                console.print(f"{stage}: {done} of {total}", highlight=False)
+
+        yield show

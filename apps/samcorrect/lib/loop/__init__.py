@@ -1,0 +1,1 @@
+"""The stages of a round, their order, checkpoints and evaluation."""

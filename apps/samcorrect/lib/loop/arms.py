@@ -1,0 +1,159 @@
+"""The arms of the comparison: what SAM alone, the paper and full supervision reach with the same network, steps and
+seed.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from samcorrect.lib.loop.cohort import Cohort, load_cohort
+from samcorrect.lib.loop.evaluation import (
+    Case,
+    CaseScores,
+    GroundTruth,
+    compare_arms,
+    evaluate_cases,
+    label_dice,
+    load_cases,
+    summarise_arm,
+)
+from samcorrect.lib.loop.pseudo_label import pseudo_label_image
+from samcorrect.lib.loop.rounds import RunResult, run_loop
+from samcorrect.lib.loop.students import SEED_STRIDE, train_on
+from samcorrect.lib.loop.workspace import Progress, Workspace
+from samcorrect.lib.networks.student import Student
+from samcorrect.lib.store.labels import LabelStore
+from samcorrect.lib.store.schema import LabelVersionRow
+from samcorrect.lib.transforms.frame import labels_to_frame
+
+PRESETS = ("samcorrect", "huang2023")
+COMPARISONS = (
+    ("samcorrect", "sam_to_student"),
+    ("samcorrect", "huang2023"),
+    ("samcorrect", "sam_search_to_student"),
+    ("samcorrect", "supervised"),
+)
+
+
+def compare(
+    workspace: Workspace,
+    result: RunResult,
+    truth: GroundTruth,
+    *,
+    out_dir: Path,
+    test: tuple[Path, GroundTruth] | None,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Train and evaluate all arms.
+
+    The other preset and the baselines have states of their own in `out_dir/arms`, so that the run itself is the same
+    with and without ground truth.
+
+    Args:
+        workspace: Of the finished run.
+        result: The run.
+        truth: Of the studies, for the supervised arm.
+        out_dir: Where the arms keep their state.
+        test: Folder of test images and their ground truth; without, arms are evaluated on the studies themselves.
+        progress: Told about every stage.
+
+    Returns:
+        `arms`, `comparisons`, `evaluated_on` and `label_dice` (mean true Dice of both presets' labels).
+    """
+    protocol, studies = workspace.require_protocol(), workspace.store.studies
+    arms_dir = out_dir / "arms" / _name_of(studies, test[0] if test else studies)
+    results = {workspace.settings.preset: (workspace, result)}
+    for preset in PRESETS:
+        if preset not in results:
+            other = _side_workspace(workspace, arms_dir / preset, preset=preset)
+            results[preset] = (other, run_loop(other, progress=_named(progress, preset)))
+    store = LabelStore(test[0], arms_dir / "test") if test else workspace.store
+    cases = load_cases(store, test[1] if test else truth, protocol)
+    box_workspace, box_result = results["huang2023"]
+    searched_workspace, searched_result = results["samcorrect"]
+    baselines = _side_workspace(workspace, arms_dir / "baselines")
+
+    def train(name: str, cohort: Cohort) -> Student:
+        seed = workspace.settings.seed + 10 * SEED_STRIDE
+        named = _named(progress, name)
+        return train_on(baselines, cohort, np.arange(len(cohort)), name="student", seed=seed, progress=named).student
+
+    students = {
+        "sam_to_student": train("sam_to_student", load_cohort(box_workspace, box_result.labels_first)),
+        "sam_search_to_student": train(
+            "sam_search_to_student", load_cohort(searched_workspace, searched_result.labels_first)
+        ),
+        "huang2023": last_student(box_workspace, box_result),
+        "samcorrect": last_student(searched_workspace, searched_result),
+        "supervised": train("supervised", _true_cohort(box_workspace, box_result.labels_first, truth)),
+    }
+    scores = {"sam_only": evaluate_cases(cases, _sam_predictor(box_workspace), protocol.indices)}
+    for name, student in students.items():
+        scores[name] = evaluate_cases(
+            cases, lambda case, student=student: student.predict(case.volume.array), protocol.indices
+        )
+    return {
+        "arms": {name: summarise_arm(s, protocol.names, is_prompted=name == "sam_only") for name, s in scores.items()},
+        "comparisons": {f"{a} - {b}": compare_arms(scores[a], scores[b]) for a, b in COMPARISONS},
+        "evaluated_on": "test images" if test else "the studies themselves: supervised has seen these labels",
+        "label_dice": {preset: _label_dice(*results[preset], truth) for preset in PRESETS},
+        "case_dice": {name: _by_case(cases, s) for name, s in scores.items()},
+    }
+
+
+def last_student(workspace: Workspace, result: RunResult) -> Student:
+    """The student of a run's last round, whether it was promoted or not."""
+    digest = result.rounds[-1]["student"]["digest"]
+    row = next(row for row in workspace.store.ledger.models() if row.digest == digest)
+    return workspace.load_student(row)
+
+
+def _by_case(cases: list[Case], scores: CaseScores) -> dict[str, float | None]:
+    values = scores.case_dice
+    return {
+        case.image_id: round(float(v), 6) if np.isfinite(v) else None for case, v in zip(cases, values, strict=True)
+    }
+
+
+def _name_of(*folders: Path) -> str:
+    """A name for what belongs to these folders: a report folder that is used again for other images mixes nothing."""
+    return hashlib.sha256("\n".join(str(folder.absolute()) for folder in folders).encode()).hexdigest()[:12]
+
+
+def _side_workspace(workspace: Workspace, state_dir: Path, **changes: Any) -> Workspace:
+    settings = workspace.with_settings(**changes).settings
+    store = LabelStore(workspace.store.studies, state_dir)
+    return Workspace(store, workspace.protocol, settings, cache_dir=workspace.cache_dir)
+
+
+def _true_cohort(workspace: Workspace, labels: Mapping[str, LabelVersionRow], truth: GroundTruth) -> Cohort:
+    cohort = load_cohort(workspace, {i: row for i, row in labels.items() if i in truth})
+    targets = []
+    for row in cohort.images:
+        true_map = truth.label_map(row.id, workspace.store.read_image(row.id))
+        targets.append(labels_to_frame(true_map, cohort.config.indices, cohort.config.side_px))
+    return replace(cohort, targets=torch.cat(targets))
+
+
+def _sam_predictor(workspace: Workspace):
+    def predict(case: Case) -> np.ndarray:
+        return pseudo_label_image(workspace, case.volume, case.file_name).label_map
+
+    return predict
+
+
+def _label_dice(workspace: Workspace, result: RunResult, truth: GroundTruth) -> dict[str, float]:
+    first, last = (label_dice(workspace, labels, truth) for labels in (result.labels_first, result.labels_last))
+    return {
+        "before": round(float(np.nanmean(list(first.values()))), 6),
+        "after": round(float(np.nanmean(list(last.values()))), 6),
+    }
+
+
+def _named(progress: Progress, arm: str) -> Progress:
+    return lambda stage, done, total: progress(f"{arm}: {stage}", done, total)

@@ -1,0 +1,174 @@
+"""Candidate masks of one image: every prompt of every structure through SAM, kept on disk for later rounds."""
+
+import hashlib
+import io
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from samcorrect.lib.core.boxes import box_of_mask, candidate_boxes, clip_boxes
+from samcorrect.lib.errors import ProtocolError
+from samcorrect.lib.loop.workspace import Workspace
+from samcorrect.lib.networks.sam import stability_scores
+from samcorrect.lib.protocol import Structure
+from samcorrect.lib.store.volumes import Volume, write_bytes_atomically
+from samcorrect.lib.transforms.frame import boxes_to_frame, normalise_intensity, to_frame
+
+# The box around a neighbouring slice's mask is widened by this share of its size, since structures grow and shrink.
+NEIGHBOUR_MARGIN = 0.10
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The masks that SAM gave for the prompts of one structure in one image.
+
+    Attributes:
+        masks: (K, D, side, side) bool in SAM's frame; slices outside the box are empty. Number 0 is the box as given.
+        predicted_iou: (K,) mean over the prompted slices, in [0, 1].
+        stability: (K,) likewise.
+        boxes: (K, 4) boxes in the middle slice, in voxels.
+    """
+
+    masks: np.ndarray
+    predicted_iou: np.ndarray
+    stability: np.ndarray
+    boxes: np.ndarray
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """(K,) predicted IoU times stability."""
+        return self.predicted_iou * self.stability
+
+
+def find_candidates(workspace: Workspace, volume: Volume, image_name: str) -> list[Candidates]:
+    """Candidates of every structure of the protocol, from the disk where they were made before.
+
+    Args:
+        workspace: With a protocol.
+        volume: The image.
+        image_name: File name, as a boxes file has it.
+
+    Raises:
+        ProtocolError: A boxes file has no box for the image, or a `student` prompt has no student.
+    """
+    protocol, settings, sam = workspace.require_protocol(), workspace.settings, workspace.sam
+    student = workspace.student() if any(s.prompt.source == "student" for s in protocol.structures) else None
+    key = hashlib.sha256(volume.array.tobytes())
+    parts = [
+        volume.array.shape,
+        image_name,
+        protocol.digest,
+        sam.digest,
+        sam.runtime,
+        settings.n_candidates,
+        settings.seed,
+    ]
+    key.update(f"{parts} {student.digest if student else ''}".encode())
+    path = workspace.cache_dir / "candidates" / f"{key.hexdigest()}.npz"
+    known = _load(path, len(protocol.structures))
+    if known is not None:
+        return known
+    frames = to_frame(normalise_intensity(volume.array), sam.side_px)
+    student_label = student.predict(volume.array) if student else None
+    found = []
+    for number, structure in enumerate(protocol.structures):
+        box = _prompt_box(workspace, structure, volume, image_name, student_label)
+        rng = np.random.default_rng([settings.seed, number, int(key.hexdigest()[:8], 16)])
+        found.append(_structure_candidates(workspace, frames, volume.array.shape, box, rng))
+    _save(path, found)
+    return found
+
+
+def _prompt_box(
+    workspace: Workspace, structure: Structure, volume: Volume, image_name: str, student_label: np.ndarray | None
+) -> np.ndarray | None:
+    box = workspace.require_protocol().box_vox(structure, image_name, volume.array.shape)
+    if box is not None:
+        return box
+    if student_label is None:
+        raise ProtocolError(
+            f"the prompt of {structure.name!r} comes from the student, and none is promoted yet; "
+            "run a round with a box first, or bring one with `samcorrect models import`"
+        )
+    return box_of_mask(student_label == structure.index)
+
+
+def _structure_candidates(
+    workspace: Workspace, frames, shape_hwd: tuple[int, int, int], box: np.ndarray | None, rng: np.random.Generator
+) -> Candidates:
+    n_candidates, side, n_slices = workspace.settings.n_candidates, workspace.sam.side_px, shape_hwd[2]
+    masks = np.zeros((n_candidates, n_slices, side, side), bool)
+    if box is None:
+        return Candidates(masks, np.zeros(n_candidates), np.zeros(n_candidates), np.zeros((n_candidates, 4)))
+    boxes = candidate_boxes(box[:2], shape_hwd[:2], n_candidates=n_candidates, rng=rng)
+    first, last = int(np.floor(box[2, 0])), min(n_slices, int(np.ceil(box[2, 1])))
+    middle = (first + last) // 2
+    iou_sum, stability_sum, n_prompted = np.zeros(n_candidates), np.zeros(n_candidates), np.zeros(n_candidates)
+    for order in (range(middle, last), range(middle - 1, first - 1, -1)):
+        step = 1 if order.step == 1 else -1
+        for slice_index in order:
+            prompts, is_prompted = boxes, np.ones(n_candidates, bool)
+            if slice_index != middle:
+                prompts, is_prompted = _boxes_of_neighbours(masks[:, slice_index - step], boxes, shape_hwd[:2], side)
+            if not is_prompted.any():
+                break
+            embedding = workspace.embeddings.embedding(workspace.sam, frames[slice_index])
+            logits, iou = workspace.sam.decode(
+                embedding, boxes=boxes_to_frame(prompts[is_prompted], shape_hwd[:2], side)
+            )
+            masks[is_prompted, slice_index] = (logits > 0).numpy()
+            iou_sum[is_prompted] += iou
+            stability_sum[is_prompted] += stability_scores(logits)
+            n_prompted += is_prompted
+    n_prompted = np.maximum(n_prompted, 1)
+    return Candidates(masks, iou_sum / n_prompted, stability_sum / n_prompted, boxes)
+
+
+def _boxes_of_neighbours(
+    neighbours: np.ndarray, limits: np.ndarray, shape_hw: tuple[int, int], side: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes for the next slice from the masks (K, side, side) beside it, kept inside each candidate's own box."""
+    scale = max(shape_hw) / side
+    boxes, is_prompted = limits.copy(), np.zeros(len(neighbours), bool)
+    for number, mask in enumerate(neighbours):
+        box = box_of_mask(mask)
+        if box is None:
+            continue
+        margin = NEIGHBOUR_MARGIN * (box[:, 1] - box[:, 0])
+        grown = np.concatenate([box[:, 0] - margin, box[:, 1] + margin]) * scale
+        boxes[number] = np.concatenate(
+            [np.maximum(grown[:2], limits[number, :2]), np.minimum(grown[2:], limits[number, 2:])]
+        )
+        is_prompted[number] = True
+    return clip_boxes(boxes, shape_hw), is_prompted
+
+
+def _save(path: Path, found: list[Candidates]) -> None:
+    arrays = {}
+    for number, candidates in enumerate(found):
+        arrays[f"masks{number}"] = np.packbits(candidates.masks, axis=-1)
+        arrays[f"iou{number}"] = candidates.predicted_iou
+        arrays[f"stability{number}"] = candidates.stability
+        arrays[f"boxes{number}"] = candidates.boxes
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_bytes_atomically(path, buffer.getvalue())
+
+
+def _load(path: Path, n_structures: int) -> list[Candidates] | None:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return [
+                Candidates(
+                    np.unpackbits(arrays[f"masks{n}"], axis=-1).astype(bool),
+                    arrays[f"iou{n}"],
+                    arrays[f"stability{n}"],
+                    arrays[f"boxes{n}"],
+                )
+                for n in range(n_structures)
+            ]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        # Not made yet, or torn by a kill: made anew.
+        return None

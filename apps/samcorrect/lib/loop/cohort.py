@@ -1,0 +1,121 @@
+"""All images of a store with one label each, in the student's frame: what scoring, correction and training work on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from samcorrect.lib.errors import ImageError, LabelError
+from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
+from samcorrect.lib.networks.student import StudentConfig
+from samcorrect.lib.store.ledger import TAG_FINAL
+from samcorrect.lib.store.schema import ImageRow, LabelVersionRow
+from samcorrect.lib.transforms.frame import labels_to_frame, normalise_intensity, to_frame
+
+STAGE_READ = "reading images"
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """N slices of n images.
+
+    Attributes:
+        images: Rows of the n images.
+        labels: The label of each image.
+        affines: (4, 4) of each image.
+        shapes: (H, W, D) of each image.
+        spans: The slices of each image among the N.
+        frames: (N, side, side) float32 in [0, 1].
+        targets: (N, side, side) int64 channel numbers.
+        config: Names, indices and side for a student of this cohort.
+    """
+
+    images: list[ImageRow]
+    labels: list[LabelVersionRow]
+    affines: list[np.ndarray]
+    shapes: list[tuple[int, int, int]]
+    spans: list[slice]
+    frames: torch.Tensor
+    targets: torch.Tensor
+    config: StudentConfig
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def is_approved(self) -> np.ndarray:
+        """(n,) bool: the label is a person's."""
+        return np.array([label.tag == TAG_FINAL for label in self.labels], dtype=bool)
+
+    @property
+    def n_structures(self) -> int:
+        """Structures of the protocol."""
+        return len(self.config.indices)
+
+    def mask(self, number: int, channel: int) -> np.ndarray:
+        """(D, side, side) bool mask of channel k + 1 in image `number`."""
+        return (self.targets[self.spans[number]] == channel).numpy()
+
+    def of_slices(self, values: np.ndarray) -> torch.Tensor:
+        """Spread (n,) values of images to (N,) float32 of their slices."""
+        counts = torch.tensor([span.stop - span.start for span in self.spans])
+        return torch.repeat_interleave(torch.as_tensor(values, dtype=torch.float32), counts)
+
+    def subset(self, numbers: np.ndarray) -> torch.Tensor:
+        """Slice numbers of some images."""
+        return torch.cat([torch.arange(self.spans[n].start, self.spans[n].stop) for n in numbers])
+
+
+def best_labels(workspace: Workspace) -> dict[str, LabelVersionRow]:
+    """Image id to its best label: final over corrected over original."""
+    ledger = workspace.store.ledger
+    latest = ledger.latest_labels()
+    best: dict[str, LabelVersionRow] = {}
+    for row in ledger.images():
+        label = next(
+            (latest[row.id, tag] for tag in ("final", "corrected", "original") if (row.id, tag) in latest), None
+        )
+        if label is not None:
+            best[row.id] = label
+    return best
+
+
+def load_cohort(
+    workspace: Workspace, labels: Mapping[str, LabelVersionRow], *, progress: Progress = no_progress
+) -> Cohort:
+    """Read all images that have a label.
+
+    An image or label that cannot be read is quarantined with its reason.
+
+    Args:
+        workspace: With a protocol.
+        labels: Image id to the label to use.
+
+    Raises:
+        LabelError: No image has a label; says which command makes them.
+    """
+    protocol, store = workspace.require_protocol(), workspace.store
+    rows = [row for row in store.ledger.images() if row.id in labels]
+    side = workspace.settings.student_side_px
+    images, used, affines, shapes, frames, targets = [], [], [], [], [], []
+    for done, row in enumerate(rows):
+        try:
+            volume = store.read_image(row.id)
+            label_map = store.read_label(labels[row.id], volume)
+        except (ImageError, LabelError) as error:
+            store.ledger.quarantine(row.id, str(error))
+            continue
+        images.append(row)
+        used.append(labels[row.id])
+        affines.append(volume.affine)
+        shapes.append(volume.array.shape)
+        frames.append(to_frame(normalise_intensity(volume.array), side))
+        targets.append(labels_to_frame(label_map, protocol.indices, side))
+        progress(STAGE_READ, done + 1, len(rows))
+    if not images:
+        raise LabelError("no image has a label yet; run `samcorrect pseudo-label` or `samcorrect import-labels` first")
+    ends = np.cumsum([shape[2] for shape in shapes])
+    spans = [slice(int(end - shape[2]), int(end)) for end, shape in zip(ends, shapes, strict=True)]
+    config = StudentConfig(protocol.names, protocol.indices, side)
+    return Cohort(images, used, affines, shapes, spans, torch.cat(frames), torch.cat(targets), config)

@@ -1,0 +1,322 @@
+"""Stage 3: better labels for those that are judged low."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.ndimage import binary_dilation
+from torch import nn
+
+from samcorrect.lib.core.boxes import box_of_mask
+from samcorrect.lib.core.correction import (
+    HUANG_NOISE_RATE,
+    HUANG_PASSES,
+    Choice,
+    choose_correction,
+    huang_correct,
+    plausible_areas,
+    signed_distance_blend,
+)
+from samcorrect.lib.core.pseudo_label import merge_structures
+from samcorrect.lib.errors import UnknownLabelError
+from samcorrect.lib.loop.candidates import find_candidates
+from samcorrect.lib.loop.cohort import Cohort, best_labels, load_cohort
+from samcorrect.lib.loop.scoring import Scores, score_cohort, write_scores
+from samcorrect.lib.loop.students import SEED_STRIDE, Trained, predict_cohort, train_on
+from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
+from samcorrect.lib.networks.student import predict_frames
+from samcorrect.lib.store.ledger import TAG_CORRECTED
+from samcorrect.lib.transforms.frame import from_frame, to_frame
+
+STAGE_CORRECT = "correcting labels"
+N_CORRECTORS = 2
+# The worse part of the labels of each structure is open to correction; the judge protects the good ones among them.
+FLAGGED_SHARE = 0.5
+# Around a label that is not trusted this many pixels of the frame are ignored in training.
+IGNORED_MARGIN_PX = 4
+
+
+@dataclass(frozen=True)
+class Correction:
+    """A corrected label of one image on its grid.
+
+    Attributes:
+        label_map: (H, W, D) uint8.
+        change_map: (H, W, D) uint8, 1 where the label changed.
+        reasons: For each changed structure, what was taken and the judge's score before and after.
+        score_before: Judge's mean score of the label, in [0, 1].
+        score_after: Of the corrected label.
+    """
+
+    label_map: np.ndarray
+    change_map: np.ndarray
+    reasons: list[str]
+    score_before: float
+    score_after: float
+
+
+def correct_store(workspace: Workspace, *, progress: Progress = no_progress) -> dict[str, Any]:
+    """Score the best labels, correct those that are low and rescore what changed.
+
+    Returns:
+        `n_flagged` and `n_corrected` images.
+    """
+    cohort = load_cohort(workspace, best_labels(workspace), progress=progress)
+    scores = score_cohort(workspace, cohort, seed=workspace.settings.seed, progress=progress)
+    write_scores(workspace, cohort, scores)
+    flagged = flag_labels(workspace, cohort, scores)
+    corrections = correct_cohort(workspace, cohort, scores, flagged, seed=workspace.settings.seed, progress=progress)
+    for number, correction in corrections.items():
+        save_correction(workspace, cohort, number, correction, run_id=None, round_number=0)
+    return {"n_flagged": int(flagged.any(1).sum()), "n_corrected": len(corrections)}
+
+
+def correct_image(workspace: Workspace, image_id: str) -> Correction:
+    """The stored correction of one image against the label that it was made from.
+
+    Raises:
+        UnknownImageError: No such image.
+        UnknownLabelError: It was not corrected: its label was not judged low, or correction has not run.
+    """
+    store = workspace.store
+    row = store.ledger.latest_label(store.ledger.image(image_id).id, TAG_CORRECTED)
+    if row is None:
+        raise UnknownLabelError(
+            f"{image_id} has no corrected label; it was not judged low, or `self_correction` has not run yet"
+        )
+    volume = store.read_image(image_id)
+    corrected = store.read_label(row, volume)
+    parent = store.ledger.label_version(row.parent_id) if row.parent_id else None
+    before = store.read_label(parent, volume) if parent else np.zeros_like(corrected)
+    change_map = (before != corrected).astype(np.uint8)
+    told = row.info
+    return Correction(corrected, change_map, list(told["reasons"]), told["score_before"], told["score_after"])
+
+
+def flag_labels(workspace: Workspace, cohort: Cohort, scores: Scores) -> np.ndarray:
+    """Which structures of which images are open to correction.
+
+    huang2023 takes the worst 75% of the images (arXiv 2308.00883). Ours takes, for each structure, those that the
+    mixture gives to the bad population and in any case the worse half; approved labels are never taken.
+
+    Returns:
+        (n, K) bool.
+    """
+    values = scores.structure_scores
+    if workspace.settings.preset == "huang2023":
+        is_low = _worst(scores.scores, HUANG_NOISE_RATE)[:, None] & np.isfinite(values)
+    else:
+        halves = np.stack([_worst(values[:, k], FLAGGED_SHARE) for k in range(values.shape[1])], 1)
+        is_low = halves | (scores.posterior < 0.5)
+    return is_low & ~cohort.is_approved[:, None]
+
+
+def correct_cohort(
+    workspace: Workspace,
+    cohort: Cohort,
+    scores: Scores,
+    flagged: np.ndarray,
+    *,
+    seed: int,
+    progress: Progress = no_progress,
+) -> dict[int, Correction]:
+    """Corrections of the flagged labels by the preset: image number to correction, only where something changed."""
+    if not flagged.any():
+        return {}
+    if workspace.settings.preset == "huang2023":
+        return _correct_by_uncertainty(cohort, scores, flagged, seed=seed, progress=progress)
+    if scores.peer_probs is None:
+        return {}
+    sampling, weights = trusted_only(cohort, scores, flagged)
+    if (sampling > 0).sum() < 2:
+        return {}
+    correctors = [
+        train_on(
+            workspace,
+            cohort,
+            np.flatnonzero(sampling > 0),
+            name=f"corrector {number + 1}",
+            seed=seed + SEED_STRIDE * (number + 1),
+            sampling=sampling,
+            weights=weights,
+            progress=progress,
+        )
+        for number in range(N_CORRECTORS)
+    ]
+    probs = torch.stack([predict_cohort(c, cohort) for c in correctors]).mean(0)
+    corrections = {}
+    numbers = np.flatnonzero(flagged.any(1))
+    for done, number in enumerate(numbers):
+        choices = _choose_structures(workspace, cohort, scores, flagged, probs, int(number))
+        if any(choice.is_changed for choice in choices.values()):
+            corrections[int(number)] = _on_grid(workspace, cohort, int(number), choices)
+        progress(STAGE_CORRECT, done + 1, len(numbers))
+    return corrections
+
+
+def trusted_only(cohort: Cohort, scores: Scores, flagged: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
+    """Sampling and pixel weights that let only unflagged structures teach.
+
+    An image is drawn by the share of its structures that are trusted. Around a flagged structure (its label and its
+    peer's mask, with a margin) pixels weigh 0: what is uncertain is ignored, not guessed.
+
+    Returns:
+        (n,) sampling and (N, side, side) weights.
+    """
+    sampling = 1.0 - flagged.mean(1)
+    weights = torch.ones_like(cohort.frames)
+    peer = scores.peer_probs.argmax(1) if scores.peer_probs is not None else None
+    for number in np.flatnonzero(flagged.any(1) & (sampling > 0)):
+        span = cohort.spans[number]
+        for k in np.flatnonzero(flagged[number]):
+            doubtful = cohort.mask(number, k + 1)
+            if peer is not None:
+                doubtful = doubtful | (peer[span] == k + 1).numpy()
+            wide = binary_dilation(doubtful, structure=np.ones((1, 3, 3), bool), iterations=IGNORED_MARGIN_PX)
+            weights[span][torch.from_numpy(wide)] = 0
+    return sampling, weights
+
+
+def save_correction(
+    workspace: Workspace, cohort: Cohort, number: int, correction: Correction, *, run_id: int | None, round_number: int
+) -> None:
+    """Store a corrected label as a new version; the label before stays."""
+    parent = cohort.labels[number]
+    workspace.store.save_label_map(
+        parent.image_id,
+        correction.label_map,
+        tag=TAG_CORRECTED,
+        maker=f"correction:{workspace.settings.preset}",
+        affine=cohort.affines[number],
+        run_id=run_id,
+        round_number=round_number,
+        parent_id=parent.id,
+        prompts=parent.prompts,
+        info={
+            **{key: parent.info[key] for key in ("structures", "runtime") if key in parent.info},
+            "reasons": correction.reasons,
+            "score_before": None if np.isnan(correction.score_before) else round(correction.score_before, 6),
+            "score_after": None if np.isnan(correction.score_after) else round(correction.score_after, 6),
+            "n_changed_vox": int(correction.change_map.sum()),
+        },
+    )
+
+
+def _choose_structures(
+    workspace: Workspace, cohort: Cohort, scores: Scores, flagged: np.ndarray, probs: torch.Tensor, number: int
+) -> dict[int, Choice]:
+    span = cohort.spans[number]
+    judge = scores.peer_probs[span].argmax(1).numpy()
+    channels = probs[span].argmax(1).numpy()
+    trusted = ~flagged
+    choices = {}
+    for k in np.flatnonzero(flagged[number]):
+        areas = np.array([cohort.mask(int(n), k + 1).sum() for n in np.flatnonzero(trusted[:, k])])
+        old, prediction = cohort.mask(number, k + 1), channels == k + 1
+        candidates = {
+            "prediction of the correctors": probs[span, k + 1].numpy()
+            if prediction.any()
+            else np.zeros(old.shape, np.float32),
+            "half way between label and prediction": signed_distance_blend(old, prediction),
+            **_sam_candidates(workspace, cohort, number, int(k), prediction),
+        }
+        choices[int(k)] = choose_correction(old, candidates, judge == k + 1, area_range=plausible_areas(areas))
+    return choices
+
+
+def _sam_candidates(
+    workspace: Workspace, cohort: Cohort, number: int, k: int, prediction: np.ndarray
+) -> Mapping[str, np.ndarray]:
+    """SAM's mask nearest to the correctors' prediction among the prompts that were tried, in the student's frame."""
+    row, label = cohort.images[number], cohort.labels[number]
+    if not label.prompts or box_of_mask(prediction) is None:
+        return {}
+    volume = workspace.store.read_image(row.id)
+    masks = find_candidates(workspace, volume, Path(row.path).name)[k].masks
+    side = prediction.shape[-1]
+    small = [to_frame(m.astype(np.float32).transpose(1, 2, 0), side).numpy() for m in masks]
+    overlaps = [2 * ((m > 0.5) & prediction).sum() / max(1, (m > 0.5).sum() + prediction.sum()) for m in small]
+    return {"SAM from another prompt": small[int(np.argmax(overlaps))]}
+
+
+def _on_grid(workspace: Workspace, cohort: Cohort, number: int, choices: dict[int, Choice]) -> Correction:
+    label = cohort.labels[number]
+    volume = workspace.store.read_image(label.image_id)
+    before = workspace.store.read_label(label, volume)
+    shape_hw = volume.array.shape[:2]
+    soft, reasons = [], []
+    for k, (name, index) in enumerate(zip(cohort.config.names, cohort.config.indices, strict=True)):
+        choice = choices.get(k)
+        if choice is None or not choice.is_changed:
+            soft.append((before == index).astype(np.float32))
+            continue
+        soft.append(from_frame(torch.from_numpy(choice.soft), shape_hw).permute(1, 2, 0).numpy())
+        reasons.append(f"{name}: {choice.name} (judge {choice.score_before:.2f} to {choice.score_after:.2f})")
+    label_map = merge_structures(np.stack(soft), cohort.config.indices)
+    change_map = (label_map != before).astype(np.uint8)
+    judged = list(choices.values())
+    score_before, score_after = (
+        float(np.mean([getattr(c, a) for c in judged])) for a in ("score_before", "score_after")
+    )
+    return Correction(label_map, change_map, reasons, score_before, score_after)
+
+
+def _correct_by_uncertainty(
+    cohort: Cohort, scores: Scores, flagged: np.ndarray, *, seed: int, progress: Progress
+) -> dict[int, Correction]:
+    probs = scores.peer_probs
+    network = _with_dropout_on(scores.trained)
+    corrections = {}
+    numbers = np.flatnonzero(flagged.any(1))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for done, number in enumerate(numbers):
+            span = cohort.spans[number]
+            passes = torch.stack(
+                [predict_frames(network, cohort.frames[span]).argmax(1) for _ in range(HUANG_PASSES)]
+            ).numpy()
+            old = cohort.targets[span].numpy()
+            new = huang_correct(old, probs[span].argmax(1).numpy(), passes)
+            if (new != old).any():
+                corrections[int(number)] = _huang_on_grid(cohort, int(number), old, new)
+            progress(STAGE_CORRECT, done + 1, len(numbers))
+    return corrections
+
+
+def _huang_on_grid(cohort: Cohort, number: int, old: np.ndarray, new: np.ndarray) -> Correction:
+    shape_hw = cohort.shapes[number][:2]
+
+    def on_grid(channels: np.ndarray) -> np.ndarray:
+        masks = [
+            from_frame(torch.from_numpy((channels == k + 1).astype(np.float32)), shape_hw)
+            for k in range(cohort.n_structures)
+        ]
+        return merge_structures(torch.stack(masks).permute(0, 2, 3, 1).numpy(), cohort.config.indices)
+
+    label_map = on_grid(new)
+    change_map = (label_map != on_grid(old)).astype(np.uint8)
+    share = float((new != old).mean())
+    return Correction(
+        label_map, change_map, [f"{share:.1%} of the pixels follow the student"], float("nan"), float("nan")
+    )
+
+
+def _with_dropout_on(trained: Trained) -> nn.Module:
+    """The network in evaluation mode with its dropout layers active; batch statistics stay frozen."""
+    for module in trained.network.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.train()
+    return trained.network
+
+
+def _worst(values: np.ndarray, share: float) -> np.ndarray:
+    """(n,) bool: the lowest `share` of the defined values."""
+    worst = np.zeros(len(values), bool)
+    order = np.argsort(np.where(np.isfinite(values), values, np.inf), kind="stable")[
+        : round(share * np.isfinite(values).sum())
+    ]
+    worst[order] = True
+    return worst

@@ -1,0 +1,92 @@
+"""What is missing on this machine, and what to do about it."""
+
+import importlib.metadata
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from samcorrect.lib.errors import SamCorrectError, SettingsError, StoreError
+from samcorrect.lib.loop.workspace import PROTOCOL_NAME, open_workspace
+from samcorrect.lib.networks.sam import has_fast_bf16, load_sam
+from samcorrect.lib.protocol import load_protocol
+from samcorrect.lib.settings import Settings
+from samcorrect.lib.store.studies import require_images, scan_studies
+
+MIN_FREE_GB = 2
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was checked."""
+
+    name: str
+    is_ok: bool
+    message: str
+
+
+def check_installation(settings: Settings, studies: Path | None) -> list[Check]:
+    """Check packages, weights, the processor, and, where a studies folder is given, the folder, its state and its
+    protocol.
+    """
+    checks: list[tuple[str, Callable[[], str]]] = [
+        ("python", lambda: sys.version.split()[0]),
+        ("host", _check_host),
+        ("SAM weights", lambda: f"LiteMedSAM, SHA-256 {load_sam(settings.sam_weights).digest[:12]}..., loads"),
+        ("processor", _check_processor),
+    ]
+    if studies is not None:
+        checks += [
+            ("studies", lambda: _check_studies(studies)),
+            ("protocol", lambda: _check_protocol(studies, settings)),
+            ("state", lambda: _check_state(studies, settings)),
+        ]
+    elif settings.protocol is not None:
+        checks.append(("protocol", lambda: _check_protocol(Path(), settings)))
+    return [_run(name, check) for name, check in checks]
+
+
+def _run(name: str, check: Callable[[], str]) -> Check:
+    try:
+        return Check(name, True, check())
+    except (SamCorrectError, importlib.metadata.PackageNotFoundError) as error:
+        return Check(name, False, str(error))
+
+
+def _check_host() -> str:
+    version, pydicom = importlib.metadata.version("monailabel"), importlib.metadata.version("pydicom")
+    if int(pydicom.split(".")[0]) >= 3:
+        raise SettingsError(
+            f"pydicom {pydicom} stops monailabel {version} from starting; pip install 'pydicom>=2.4.4,<3'"
+        )
+    return f"monailabel {version}, pydicom {pydicom}"
+
+
+def _check_processor() -> str:
+    precision = "bf16 in hardware" if has_fast_bf16() else "no fast bf16: fp32"
+    return f"{len(os.sched_getaffinity(0))} core(s), {precision}"
+
+
+def _check_studies(studies: Path) -> str:
+    images, refused = scan_studies(studies)
+    require_images(images, studies)
+    passed_over = f"; {len(refused)} file(s) cannot be used because of their names" if refused else ""
+    return f"{len(images)} image(s){passed_over}"
+
+
+def _check_protocol(studies: Path, settings: Settings) -> str:
+    path = settings.protocol or studies / PROTOCOL_NAME
+    protocol = load_protocol(path)
+    return f"{path}: {', '.join(protocol.names)}"
+
+
+def _check_state(studies: Path, settings: Settings) -> str:
+    store = open_workspace(studies, settings).store
+    free_gb = shutil.disk_usage(store.state_dir).free / 1024**3
+    if free_gb < MIN_FREE_GB:
+        raise StoreError(f"{store.state_dir} has {free_gb:.1f} GB free; at least {MIN_FREE_GB} GB are needed")
+    counts = store.ledger.counts()
+    approved = f"{counts['approved']} of {counts['images']} image(s) approved"
+    return f"{store.state_dir}: {approved}, {free_gb:.0f} GB free"

@@ -1,0 +1,218 @@
+"""Comparison with ground truth. Nothing else reads it: no stage, threshold or model depends on this module."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samcorrect.lib.core.metrics import N_BOOTSTRAP, auroc_below, bootstrap_mean, dice, rank_correlation, surface_dice
+from samcorrect.lib.errors import ImageError, LabelError, StoreError
+from samcorrect.lib.loop.rounds import RunResult
+from samcorrect.lib.loop.workspace import Workspace
+from samcorrect.lib.protocol import Protocol
+from samcorrect.lib.store.labels import LabelStore
+from samcorrect.lib.store.studies import scan_studies
+from samcorrect.lib.store.volumes import Volume, align_label_map, read_label_map
+
+# In units of the smallest voxel side; the field's usual tolerance for organs at 1 mm.
+SURFACE_TOLERANCE_VOX = 2.0
+AUROC_THRESHOLDS = (0.8, 0.9)
+GOOD_DICE, HARM = 0.95, 0.01
+
+
+@dataclass(frozen=True)
+class Case:
+    """An image with its true label map on its grid."""
+
+    image_id: str
+    file_name: str
+    volume: Volume
+    truth: np.ndarray
+
+
+@dataclass(frozen=True)
+class CaseScores:
+    """Dice and surface Dice of n cases and K structures, (n, K); nan where truth and prediction are both empty."""
+
+    dice: np.ndarray
+    surface_dice: np.ndarray
+
+    @property
+    def case_dice(self) -> np.ndarray:
+        """(n,) mean Dice over the structures of each case."""
+        return np.nanmean(self.dice, 1)
+
+
+class GroundTruth:
+    """Label maps of experts in a folder, matched to images by id."""
+
+    def __init__(self, folder: Path):
+        """Index a folder. Raises StoreError where it is missing."""
+        if not folder.is_dir():
+            raise StoreError(f"the ground truth folder {folder} does not exist; give the folder of the label maps")
+        self.folder = folder
+        self._files = {file.id: file.path for file in scan_studies(folder)[0]}
+
+    def __contains__(self, image_id: str) -> bool:
+        return image_id in self._files
+
+    def require_any_of(self, images: Path) -> None:
+        """Raises LabelError where no image of a folder has ground truth."""
+        if not any(file.id in self for file in scan_studies(images)[0]):
+            raise LabelError(
+                f"no file in {self.folder} has the name of an image in {images}; a ground truth is named like its image"
+            )
+
+    def label_map(self, image_id: str, volume: Volume) -> np.ndarray:
+        """The true label map on the image's grid. Raises LabelError or GeometryError."""
+        return align_label_map(read_label_map(self._files[image_id]), volume, name=f"the ground truth of {image_id}")
+
+
+def load_cases(store: LabelStore, truth: GroundTruth, protocol: Protocol) -> list[Case]:
+    """Every readable image of a store that has ground truth.
+
+    Raises:
+        LabelError: None has, or a true label holds none of the protocol's indices in the whole set.
+    """
+    cases = []
+    for row in store.ledger.images():
+        if row.id in truth:
+            try:
+                volume = store.read_image(row.id)
+            except ImageError:
+                continue  # a run quarantines it with the reason; it cannot be evaluated
+            cases.append(Case(row.id, Path(row.path).name, volume, truth.label_map(row.id, volume)))
+    if not cases:
+        raise LabelError(f"no file in {truth.folder} has the name of an image; a ground truth is named like its image")
+    present = set().union(*(np.unique(case.truth).tolist() for case in cases))
+    missing = [f"{s.name} ({s.index})" for s in protocol.structures if s.index not in present]
+    if missing:
+        raise LabelError(
+            f"the ground truth in {truth.folder} holds no {', '.join(missing)}; its indices are {sorted(present)}"
+        )
+    return cases
+
+
+def evaluate_cases(cases: Sequence[Case], predict: Callable[[Case], np.ndarray], indices: Sequence[int]) -> CaseScores:
+    """Dice and surface Dice of predictions (H, W, D) on their images' grids."""
+    shape = (len(cases), len(indices))
+    values, surface = np.full(shape, np.nan), np.full(shape, np.nan)
+    for number, case in enumerate(cases):
+        prediction = predict(case)
+        spacing_mm = case.volume.spacing_mm
+        for k, index in enumerate(indices):
+            one, other = prediction == index, case.truth == index
+            values[number, k] = dice(one, other)
+            tolerance_mm = SURFACE_TOLERANCE_VOX * min(spacing_mm)
+            surface[number, k] = surface_dice(one, other, tolerance_mm=tolerance_mm, spacing_mm=spacing_mm)
+    return CaseScores(values, surface)
+
+
+def summarise_arm(scores: CaseScores, names: Sequence[str], *, is_prompted: bool) -> dict[str, Any]:
+    """One arm of the table; intervals are bootstrapped over cases."""
+    summary, surface = bootstrap_mean(scores.case_dice), bootstrap_mean(np.nanmean(scores.surface_dice, 1))
+    structures = {}
+    for k, name in enumerate(names):
+        of_name, of_surface = bootstrap_mean(scores.dice[:, k]), bootstrap_mean(scores.surface_dice[:, k])
+        structures[name] = {
+            "dice_mean": _number(of_name.mean),
+            "dice_sd": _number(of_name.sd),
+            "surface_dice_mean": _number(of_surface.mean),
+        }
+    return {
+        "dice_mean": _number(summary.mean),
+        "dice_sd": _number(summary.sd),
+        "dice_ci95": [_number(v) for v in summary.ci95],
+        "surface_dice_mean": _number(surface.mean),
+        "surface_dice_sd": _number(surface.sd),
+        "n": summary.n,
+        "is_prompted": is_prompted,
+        "structures": structures,
+    }
+
+
+def compare_arms(one: CaseScores, other: CaseScores, *, seed: int = 0) -> dict[str, Any]:
+    """Paired difference of the mean Dice, one - other, with its 95% bootstrap interval over cases."""
+    difference = bootstrap_mean(one.case_dice - other.case_dice, seed=seed)
+    return {
+        "dice_difference_mean": _number(difference.mean),
+        "ci95": [_number(v) for v in difference.ci95],
+        "n": difference.n,
+        "n_bootstrap": N_BOOTSTRAP,
+    }
+
+
+def label_dice(workspace: Workspace, labels: Mapping[str, Any], truth: GroundTruth) -> dict[str, np.ndarray]:
+    """Image id to the (K,) true Dice of a label, for the images with ground truth."""
+    indices = workspace.require_protocol().indices
+    values = {}
+    for image_id, row in labels.items():
+        if image_id not in truth:
+            continue
+        volume = workspace.store.read_image(image_id)
+        label_map, true_map = workspace.store.read_label(row, volume), truth.label_map(image_id, volume)
+        values[image_id] = np.array([dice(label_map == i, true_map == i) for i in indices])
+    return values
+
+
+def evaluate_quality(
+    structure_scores: Mapping[str, Sequence[float | None]], true_dice: Mapping[str, np.ndarray], names: Sequence[str]
+) -> dict[str, Any]:
+    """How well the scores rank and find bad labels: over all labels pooled, and by structure."""
+    ids = [i for i in structure_scores if i in true_dice]
+    scores = np.array(
+        [[np.nan if v is None else v for v in structure_scores[i]] for i in ids], dtype=np.float64
+    ).reshape(len(ids), -1)
+    truth = np.array([true_dice[i] for i in ids]).reshape(len(ids), -1)
+
+    def measures(s: np.ndarray, d: np.ndarray) -> dict[str, Any]:
+        measured = {"spearman": _number(rank_correlation(s, d)), "n": int((np.isfinite(s) & np.isfinite(d)).sum())}
+        for threshold in AUROC_THRESHOLDS:
+            measured[f"auroc_dice_below_{threshold}"] = _number(auroc_below(s, d, threshold))
+            measured[f"n_dice_below_{threshold}"] = int((d < threshold).sum())
+        return measured
+
+    structures = {name: measures(scores[:, k], truth[:, k]) for k, name in enumerate(names)}
+    return {**measures(scores.ravel(), truth.ravel()), "structures": structures}
+
+
+def evaluate_correction(
+    result: RunResult, before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """True Dice of the structures that any round flagged, before the first and after the last round, and what became of
+    the others.
+    """
+    n_structures = len(next(iter(before.values())))
+    flagged = {image_id: np.zeros(n_structures, bool) for image_id in before}
+    for told in result.rounds:
+        for image_id, of_image in told["flagged"].items():
+            if image_id in flagged:
+                flagged[image_id] |= np.array(of_image, bool)
+    ids = list(before)
+    old, new = np.array([before[i] for i in ids]), np.array([after[i] for i in ids])
+    is_flagged = np.array([flagged[i] for i in ids])
+    was_good, was_bad = old > GOOD_DICE, old < AUROC_THRESHOLDS[0]
+    return {
+        "n_flagged_structures": int(is_flagged.sum()),
+        "n_structures": int(np.isfinite(old).sum()),
+        "dice_before": _mean(old[is_flagged]),
+        "dice_after": _mean(new[is_flagged]),
+        "all_dice_before": _mean(old),
+        "all_dice_after": _mean(new),
+        "bad_dice_before": _mean(old[was_bad]),
+        "bad_dice_after": _mean(new[was_bad]),
+        "n_good": int(was_good.sum()),
+        "good_harmed_share": _mean((new < old - HARM)[was_good]),
+    }
+
+
+def _mean(values: np.ndarray) -> float | None:
+    defined = np.asarray(values, dtype=np.float64)
+    defined = defined[np.isfinite(defined)]
+    return _number(float(defined.mean())) if len(defined) else None
+
+
+def _number(value: float) -> float | None:
+    return round(float(value), 6) if np.isfinite(value) else None

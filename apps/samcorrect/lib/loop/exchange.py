@@ -1,0 +1,190 @@
+"""Labels and models in and out: masks that people have already, training sets for other tools, students trained
+elsewhere.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from samcorrect.lib.errors import LabelError, RequestError, WeightsError
+from samcorrect.lib.loop.cohort import best_labels
+from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
+from samcorrect.lib.networks.student import load_student
+from samcorrect.lib.store.ledger import MODEL_CANDIDATE, TAG_CORRECTED, TAG_FINAL, TAG_ORIGINAL
+from samcorrect.lib.store.schema import LabelVersionRow, ModelRow
+from samcorrect.lib.store.studies import scan_studies
+from samcorrect.lib.store.volumes import write_atomically, write_bytes_atomically, write_label_map
+
+STATES = {"approved": TAG_FINAL, "corrected": TAG_CORRECTED, "pseudo": TAG_ORIGINAL}
+FORMATS = ("nifti", "nnunet")
+MANIFEST_NAME = "manifest.json"
+
+
+def import_labels(
+    workspace: Workspace, folder: Path, *, approved_by: str | None = None, progress: Progress = no_progress
+) -> dict[str, Any]:
+    """Take over label maps, each named like its image, as new versions.
+
+    Args:
+        workspace: The store.
+        folder: Of NIfTI, NRRD or PNG label maps.
+        approved_by: The person who vouches for them: they become `final`. Without, they are `original` and are scored
+            and corrected like SAM's.
+        progress: Told about each file.
+
+    Returns:
+        `n_imported`, `refused` (file, reason) and `unmatched` files.
+
+    Raises:
+        LabelError: No file matches an image.
+        StoreError: The folder is missing.
+    """
+    files, unusable = scan_studies(folder)
+    known = {row.id for row in workspace.store.require_images()}
+    matched = [file for file in files if file.id in known]
+    if not matched:
+        raise LabelError(
+            f"no file in {folder} has the name of an image in {workspace.store.studies}; "
+            "a label is named like its image"
+        )
+    refused = list(unusable)
+    tag, user = (TAG_FINAL, approved_by) if approved_by else (TAG_ORIGINAL, "import")
+    for done, file in enumerate(matched):
+        try:
+            workspace.store.submit_label(file.id, file.path, tag=tag, user=user, info={"imported_from": file.path.name})
+        except ValueError as error:  # LabelError, GeometryError or ImageError: this file is refused, the others go on
+            refused.append((file.path.name, str(error)))
+        progress("importing labels", done + 1, len(matched))
+    n_imported = len(matched) - (len(refused) - len(unusable))
+    return {
+        "n_imported": n_imported,
+        "refused": refused,
+        "unmatched": [f.path.name for f in files if f.id not in known],
+    }
+
+
+def export_labels(
+    workspace: Workspace, out_dir: Path, *, file_format: str, states: Sequence[str], progress: Progress = no_progress
+) -> dict[str, Any]:
+    """Write the best labels out with a manifest of where each comes from.
+
+    `nifti` writes labels/<image id>.nii.gz; `nnunet` a raw data set of nnU-Net v2 (imagesTr, labelsTr, dataset.json).
+
+    Args:
+        workspace: The store.
+        out_dir: A new or empty folder.
+        file_format: One of FORMATS.
+        states: Which labels, of STATES.
+        progress: Told about each label.
+
+    Returns:
+        `n_exported` and `manifest`, its path.
+
+    Raises:
+        RequestError: Unknown format or state, or a folder that is not empty.
+        LabelError: No label has one of the states.
+    """
+    unknown = sorted(set(states) - set(STATES))
+    if file_format not in FORMATS or unknown or not states:
+        raise RequestError(
+            f"export takes --format {' or '.join(FORMATS)} and --states of {', '.join(STATES)}; "
+            f"got {file_format}, {list(states)}"
+        )
+    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+        raise RequestError(f"{out_dir} is not an empty folder; give a new one, so that nothing is mixed or overwritten")
+    tags = {STATES[state] for state in states}
+    labels = [label for label in best_labels(workspace).values() if label.tag in tags]
+    if not labels:
+        raise LabelError(f"no image has a best label of the states {', '.join(states)}")
+    records = []
+    for done, label in enumerate(labels):
+        records.append(_export_one(workspace, out_dir, label, file_format))
+        progress("exporting labels", done + 1, len(labels))
+    if file_format == "nnunet":
+        write_bytes_atomically(
+            out_dir / "dataset.json", json.dumps(_nnunet_dataset(workspace, len(labels)), indent=1).encode()
+        )
+    manifest = out_dir / MANIFEST_NAME
+    write_bytes_atomically(manifest, json.dumps({"format": file_format, "labels": records}, indent=1).encode())
+    return {"n_exported": len(records), "manifest": str(manifest)}
+
+
+def import_model(workspace: Workspace, path: Path, *, promote: bool) -> dict[str, Any]:
+    """Bring in a student trained elsewhere; the file is copied into the state folder.
+
+    Args:
+        workspace: With a protocol.
+        path: A student's file.
+        promote: Use it at once; else it stays a candidate.
+
+    Raises:
+        WeightsError: Not a student's file, or it segments other structures than the protocol.
+    """
+    student, protocol = load_student(path), workspace.require_protocol()
+    if (student.names, student.indices) != (protocol.names, protocol.indices):
+        theirs, ours = (dict(zip(x.names, x.indices, strict=True)) for x in (student, protocol))
+        raise WeightsError(f"{path.name} segments {theirs}; the protocol asks for {ours}")
+    content = path.read_bytes()
+    relative = f"models/imported-{hashlib.sha256(content).hexdigest()[:32]}.pt"
+    write_bytes_atomically(workspace.store.state_dir / relative, content)
+    row = workspace.store.ledger.add_model(
+        ModelRow(
+            digest=student.digest,
+            path=relative,
+            status=MODEL_CANDIDATE,
+            created_at=time.time(),
+            metrics={"imported_from": path.name},
+        )
+    )
+    if promote:
+        workspace.store.ledger.decide_model(
+            row.id, is_promoted=True, metrics={"reason": "imported and promoted by command"}
+        )
+    return {"digest": student.digest, "status": "promoted" if promote else row.status}
+
+
+def _export_one(workspace: Workspace, out_dir: Path, label: LabelVersionRow, file_format: str) -> dict[str, Any]:
+    volume = workspace.store.read_image(label.image_id)
+    label_map = workspace.store.read_label(label, volume)
+    if file_format == "nifti":
+        target = Path("labels") / f"{label.image_id}.nii.gz"
+    else:
+        case = label.image_id.replace("/", "__")
+        table = np.zeros(256, np.uint8)
+        for number, index in enumerate(workspace.require_protocol().indices, start=1):
+            table[index] = number  # nnU-Net wants consecutive indices
+        label_map, target = table[label_map], Path("labelsTr") / f"{case}.nii.gz"
+        image = nib.Nifti1Image(volume.array, volume.affine)
+        write_atomically(
+            out_dir / "imagesTr" / f"{case}_0000.nii.gz", lambda path: nib.save(image, path), suffix=".nii.gz"
+        )
+    write_label_map(out_dir / target, label_map, volume.affine)
+    quality = workspace.store.ledger.quality(label.id).get(0)
+    return {
+        "image": label.image_id,
+        "label": target.as_posix(),
+        "state": next(state for state, tag in STATES.items() if tag == label.tag),
+        "maker": label.maker,
+        "round": label.round,
+        "model_digest": label.model_digest,
+        "prompts": label.prompts,
+        "content_sha256": label.content_sha256,
+        "score": quality.score if quality else None,
+        "created_at": label.created_at,
+    }
+
+
+def _nnunet_dataset(workspace: Workspace, n_labels: int) -> dict[str, Any]:
+    names = workspace.require_protocol().names
+    return {
+        "channel_names": {"0": "intensity"},
+        "labels": {"background": 0, **{name: number for number, name in enumerate(names, start=1)}},
+        "numTraining": n_labels,
+        "file_ending": ".nii.gz",
+    }

@@ -1,0 +1,221 @@
+"""Stage 1: a pseudo-label for every image, by search over prompts (preset samcorrect) or from the box as given
+(huang2023).
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from samcorrect.lib.core.pseudo_label import CohortShape, choose_candidate, cohort_shape, mask_shapes, merge_structures
+from samcorrect.lib.core.quality import prompt_agreement
+from samcorrect.lib.errors import ImageError, ProtocolError
+from samcorrect.lib.loop.candidates import Candidates, find_candidates
+from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
+from samcorrect.lib.store.ledger import TAG_ORIGINAL
+from samcorrect.lib.store.schema import ImageRow, LabelVersionRow
+from samcorrect.lib.store.volumes import Volume, write_bytes_atomically
+from samcorrect.lib.transforms.frame import from_frame
+
+logger = logging.getLogger(__name__)
+
+MAKER = "sam:"
+COHORT_NAME = "cohort.json"
+STAGE_CANDIDATES, STAGE_CHOOSE = "SAM candidates", "pseudo-labels"
+
+
+@dataclass(frozen=True)
+class PseudoLabel:
+    """A label map made from prompts, the prompts, and what SAM said of each structure."""
+
+    label_map: np.ndarray
+    prompts: dict[str, Any]
+    info: dict[str, Any]
+
+
+def pseudo_label_image(workspace: Workspace, volume: Volume, image_name: str) -> PseudoLabel:
+    """The pseudo-label of one image, chosen with what is known of the cohort.
+
+    Args:
+        workspace: With a protocol.
+        volume: The image.
+        image_name: File name, as a boxes file has it.
+
+    Raises:
+        ProtocolError: There is no prompt for this image.
+    """
+    candidates = find_candidates(workspace, volume, image_name)
+    chosen = _choose(workspace, candidates, _load_cohort(workspace))
+    return _assemble(workspace, volume, candidates, chosen)
+
+
+def pseudo_label_store(
+    workspace: Workspace, *, image_ids: Sequence[str] | None = None, progress: Progress = no_progress
+) -> dict[str, Any]:
+    """Label every image that has no pseudo-label of this protocol, model and preset yet; each finished image is a
+    checkpoint.
+
+    An image that cannot be read or prompted is quarantined with its reason, and the others go on. Those quarantined
+    before get another try where all images are asked for, since files get repaired.
+
+    Args:
+        workspace: With a protocol.
+        image_ids: Only these; all by default.
+        progress: Told about each image.
+
+    Returns:
+        Counts: `n_labelled`, `n_kept`, `n_quarantined`.
+
+    Raises:
+        StoreError: There are no images, or the disk is full.
+    """
+    if image_ids is None:
+        workspace.store.ledger.release_from_quarantine()
+    rows = workspace.store.require_images()
+    if image_ids is not None:
+        wanted = set(image_ids)
+        rows = [row for row in rows if row.id in wanted]
+    recipe = _recipe(workspace)
+    latest = workspace.store.ledger.latest_labels()
+    todo = [row for row in rows if _is_missing(latest.get((row.id, TAG_ORIGINAL)), recipe)]
+    usable, shapes = [], []
+    for done, row in enumerate(todo):
+        volume, candidates = _try_candidates(workspace, row)
+        if candidates is not None:
+            usable.append(row)
+            shapes.append([_usual_shape(c) for c in candidates])
+        progress(STAGE_CANDIDATES, done + 1, len(todo))
+    if usable and image_ids is None:
+        # With the labels made before, so that a killed pass ends as an undisturbed one.
+        _save_cohort(workspace, np.array(shapes + _shapes_of(workspace, latest, recipe)))
+    for done, row in enumerate(usable):
+        started = time.monotonic()
+        volume = workspace.store.read_image(row.id)
+        label = pseudo_label_image(workspace, volume, Path(row.path).name)
+        workspace.store.save_label_map(
+            row.id,
+            label.label_map,
+            tag=TAG_ORIGINAL,
+            maker=f"{MAKER}{workspace.sam.name}",
+            affine=volume.affine,
+            model_digest=workspace.sam.digest,
+            prompts=label.prompts,
+            info={**label.info, "recipe": recipe},
+        )
+        logger.info("pseudo-label of %s in %.2f s", row.id, time.monotonic() - started)
+        progress(STAGE_CHOOSE, done + 1, len(usable))
+    return {"n_labelled": len(usable), "n_kept": len(rows) - len(todo), "n_quarantined": len(todo) - len(usable)}
+
+
+def masks_to_grid(masks: np.ndarray, shape_hw: tuple[int, int]) -> np.ndarray:
+    """(D, side, side) masks of SAM's frame to (H, W, D) float32 in [0, 1] on the image's grid."""
+    return from_frame(torch.from_numpy(masks.astype(np.float32)), shape_hw).permute(1, 2, 0).numpy()
+
+
+def _is_missing(label: LabelVersionRow | None, recipe: str) -> bool:
+    """Whether SAM has to label an image; a mask that somebody brought along stays."""
+    return label is None or (label.maker.startswith(MAKER) and label.info.get("recipe") != recipe)
+
+
+def _try_candidates(workspace: Workspace, row: ImageRow) -> tuple[Volume | None, list[Candidates] | None]:
+    try:
+        volume = workspace.store.read_image(row.id)
+        return volume, find_candidates(workspace, volume, Path(row.path).name)
+    except (ImageError, ProtocolError) as error:
+        if isinstance(error, ProtocolError) and "student" in str(error):
+            raise
+        workspace.store.ledger.quarantine(row.id, str(error))
+        logger.warning("%s is quarantined: %s", row.id, error)
+        return None, None
+
+
+def _choose(workspace: Workspace, candidates: list[Candidates], cohort: list[CohortShape | None] | None) -> list[int]:
+    if workspace.settings.preset == "huang2023":
+        return [0] * len(candidates)
+    known = cohort or [None] * len(candidates)
+    return [choose_candidate(c.confidence, mask_shapes(c.masks), k) for c, k in zip(candidates, known, strict=True)]
+
+
+def _assemble(workspace: Workspace, volume: Volume, candidates: list[Candidates], chosen: list[int]) -> PseudoLabel:
+    protocol = workspace.require_protocol()
+    soft, prompts, structures = [], {}, {}
+    for structure, found, number in zip(protocol.structures, candidates, chosen, strict=True):
+        soft.append(masks_to_grid(found.masks[number], volume.array.shape[:2]))
+        prompts[structure.name] = {
+            "source": structure.prompt.source,
+            "box": [round(float(v), 2) for v in found.boxes[number]],
+        }
+        structures[structure.name] = {
+            "candidate": number,
+            "predicted_iou": float(found.predicted_iou[number]),
+            "stability": float(found.stability[number]),
+            "prompt_agreement": _none_if_nan(prompt_agreement(found.masks)),
+            "usual_shape": [_none_if_nan(value) for value in _usual_shape(found)],
+        }
+    info = {"structures": structures, "runtime": workspace.sam.runtime}
+    return PseudoLabel(merge_structures(np.stack(soft), protocol.indices), prompts, info)
+
+
+def _recipe(workspace: Workspace) -> str:
+    settings, sam = workspace.settings, workspace.sam
+    parts = [
+        workspace.require_protocol().digest,
+        sam.digest,
+        sam.runtime,
+        settings.preset,
+        settings.n_candidates,
+        settings.seed,
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _usual_shape(candidates: Candidates) -> np.ndarray:
+    """(3,) of `mask_shapes`: the most confident candidate's, by which an image counts in the cohort."""
+    return mask_shapes(candidates.masks)[int(np.argmax(candidates.confidence))]
+
+
+def _shapes_of(
+    workspace: Workspace, latest: Mapping[tuple[str, str], LabelVersionRow], recipe: str
+) -> list[list[np.ndarray]]:
+    """`_usual_shape` of each structure of the labels that one recipe made."""
+    names = workspace.require_protocol().names
+    told = [
+        label.info["structures"]
+        for (_, tag), label in latest.items()
+        if tag == TAG_ORIGINAL and label.info.get("recipe") == recipe
+    ]
+    return [[np.array(structures[name]["usual_shape"], dtype=np.float64) for name in names] for structures in told]
+
+
+def _save_cohort(workspace: Workspace, shapes: np.ndarray) -> None:
+    cohort = [cohort_shape(shapes[:, k]) for k in range(shapes.shape[1])]
+    document = {
+        "protocol": workspace.require_protocol().digest,
+        "structures": [
+            None if c is None else {"center": c.center.tolist(), "spread": c.spread.tolist()} for c in cohort
+        ],
+    }
+    write_bytes_atomically(workspace.store.state_dir / COHORT_NAME, json.dumps(document, indent=1).encode())
+
+
+def _load_cohort(workspace: Workspace) -> list[CohortShape | None] | None:
+    path = workspace.store.state_dir / COHORT_NAME
+    if not path.is_file():
+        return None
+    document = json.loads(path.read_text(encoding="utf-8"))
+    if document["protocol"] != workspace.require_protocol().digest:
+        return None
+    return [
+        None if c is None else CohortShape(np.array(c["center"]), np.array(c["spread"])) for c in document["structures"]
+    ]
+
+
+def _none_if_nan(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

@@ -1,0 +1,227 @@
+"""A run of the loop: pseudo-label once, then rounds of score, correct and retrain, each step a checkpoint."""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from samcorrect.lib.loop.cohort import Cohort, load_cohort
+from samcorrect.lib.loop.correction import correct_cohort, flag_labels, save_correction, trusted_only
+from samcorrect.lib.loop.pseudo_label import pseudo_label_store
+from samcorrect.lib.loop.retraining import retrain
+from samcorrect.lib.loop.scoring import Scores, score_cohort, write_scores
+from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
+from samcorrect.lib.store.ledger import TAG_CORRECTED, TAG_FINAL, TAG_ORIGINAL
+from samcorrect.lib.store.schema import LabelVersionRow, RunRow
+from samcorrect.lib.transforms.frame import labels_to_frame
+
+logger = logging.getLogger(__name__)
+
+# Settings that change the result of a run; where its files lie and how the queue works do not.
+RESULT_SETTINGS = (
+    "preset",
+    "rounds",
+    "seed",
+    "n_candidates",
+    "student_steps",
+    "student_batch_size",
+    "student_side_px",
+    "student_learning_rate",
+)
+# Seeds of runs and of the rounds in them are this far apart; a round uses less than the second.
+RUN_SEED_STRIDE, ROUND_SEED_STRIDE = 1_000_000, 20_000
+
+
+@dataclass
+class RunResult:
+    """What a run left behind.
+
+    Attributes:
+        run_id: Its number in the ledger.
+        rounds: A dict a round: round, n_flagged, n_corrected, mean_score, scores, flagged, student (see `retraining`).
+        labels_first: Image id to the label before the first round.
+        labels_last: Image id to the label after the last.
+        final_scores: Image id to the score of its last label, or None.
+        seconds: Stage to seconds spent in this process.
+    """
+
+    run_id: int
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    labels_first: dict[str, LabelVersionRow] = field(default_factory=dict)
+    labels_last: dict[str, LabelVersionRow] = field(default_factory=dict)
+    final_scores: dict[str, float | None] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time of a block to a stage."""
+        started = time.monotonic()
+        yield
+        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.monotonic() - started, 2)
+
+
+def run_loop(workspace: Workspace, *, progress: Progress = no_progress) -> RunResult:
+    """Run or resume the loop.
+
+    A killed run resumes where it was: pseudo-labels and corrections are kept image by image, trainings whole. A
+    finished run of the same settings, images and approvals is only read again. A run starts from the original labels
+    and the approvals it saw at its start, so its result does not depend on earlier runs.
+
+    Args:
+        workspace: With a protocol.
+        progress: Told about every stage.
+
+    Raises:
+        StoreError, ProtocolError, LabelError: As the stages.
+    """
+    workspace.store.rescan()
+    seconds = RunResult(0)
+    with seconds.timed("pseudo-label"):
+        pseudo_label_store(workspace, progress=progress)
+    run = _open_run(workspace)
+    result = RunResult(run.id, seconds=seconds.seconds)
+    result.labels_first = {i: workspace.store.ledger.label_version(v) for i, v in run.snapshot["labels"].items()}
+    labels = dict(result.labels_first)
+    cohort: Cohort | None = None
+    for number in range(1, workspace.settings.rounds + 1):
+        told = run.progress.get(str(number))
+        if told is None:
+            cohort = _with_labels(workspace, cohort, labels, progress)
+            told = _run_round(workspace, cohort, result, number, progress)
+            workspace.store.ledger.update_run(run.id, progress={str(number): told})
+        result.rounds.append(told)
+        labels = _labels_after(workspace, labels, run.id, number)
+    last = workspace.store.ledger.run(run.id).progress.get("final_scores")
+    if last is None:
+        cohort = _with_labels(workspace, cohort, labels, progress)
+        with result.timed("score"):
+            scores = score_cohort(
+                workspace, cohort, seed=_round_seed(workspace, workspace.settings.rounds + 1), progress=progress
+            )
+            write_scores(workspace, cohort, scores)
+        last = {row.id: _none_if_nan(s) for row, s in zip(cohort.images, scores.scores, strict=True)}
+        workspace.store.ledger.update_run(run.id, progress={"final_scores": last}, is_finished=True)
+    result.final_scores = last
+    # An image that could not be read any more was set aside on the way.
+    result.labels_first = {i: label for i, label in result.labels_first.items() if i in last}
+    result.labels_last = {i: label for i, label in labels.items() if i in last}
+    return result
+
+
+def _run_round(
+    workspace: Workspace, cohort: Cohort, result: RunResult, number: int, progress: Progress
+) -> dict[str, Any]:
+    seed = _round_seed(workspace, number)
+
+    def of_round(stage: str, done: int, total: int) -> None:
+        progress(f"round {number}: {stage}", done, total)
+
+    with result.timed("score"):
+        scores = score_cohort(workspace, cohort, seed=seed, progress=of_round)
+        write_scores(workspace, cohort, scores)
+        flagged = flag_labels(workspace, cohort, scores)
+    with result.timed("correct"):
+        corrections = correct_cohort(workspace, cohort, scores, flagged, seed=seed, progress=of_round)
+        for image_number, correction in corrections.items():
+            image_id = cohort.images[image_number].id
+            if workspace.store.ledger.run_label(image_id, TAG_CORRECTED, result.run_id, number) is None:
+                save_correction(workspace, cohort, image_number, correction, run_id=result.run_id, round_number=number)
+    with result.timed("retrain"):
+        student = _retrain_round(workspace, cohort, scores, flagged, corrections, result.run_id, number, of_round)
+    logger.info("round %d: %d flagged, %d corrected", number, int(flagged.any(1).sum()), len(corrections))
+    return {
+        "round": number,
+        "n_flagged": int(flagged.any(1).sum()),
+        "n_corrected": len(corrections),
+        "mean_score": _none_if_nan(float(np.nanmean(scores.scores))) if np.isfinite(scores.scores).any() else None,
+        "scores": {row.id: _none_if_nan(s) for row, s in zip(cohort.images, scores.scores, strict=True)},
+        "structure_scores": {
+            row.id: [_none_if_nan(v) for v in s] for row, s in zip(cohort.images, scores.structure_scores, strict=True)
+        },
+        "flagged": {row.id: f.tolist() for row, f in zip(cohort.images, flagged, strict=True) if f.any()},
+        "corrected": sorted(cohort.images[n].id for n in corrections),
+        "student": student,
+    }
+
+
+def _retrain_round(
+    workspace: Workspace,
+    cohort: Cohort,
+    scores: Scores,
+    flagged: np.ndarray,
+    corrections: dict[int, Any],
+    run_id: int,
+    number: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    labels = {row.id: label for row, label in zip(cohort.images, cohort.labels, strict=True)}
+    updated = _with_labels(workspace, cohort, _labels_after(workspace, labels, run_id, number), progress)
+    weights: torch.Tensor | None = None
+    posterior = np.ones(scores.posterior.shape)
+    if workspace.settings.preset == "samcorrect":
+        posterior = np.where(flagged, np.nan_to_num(scores.posterior), 1.0)
+        for image_number, correction in corrections.items():
+            posterior[image_number] = np.where(flagged[image_number], correction.score_after, 1.0)
+        _, weights = trusted_only(cohort, scores, flagged & (posterior < 0.5))
+    # Every round, and every arm of a comparison, trains its student from the same seed.
+    seed = workspace.settings.seed
+    return retrain(
+        workspace, updated, posterior, weights, seed=seed, round_number=number, run_id=run_id, progress=progress
+    )
+
+
+def _open_run(workspace: Workspace) -> RunRow:
+    settings, ledger = workspace.settings, workspace.store.ledger
+    config = {key: getattr(settings, key) for key in RESULT_SETTINGS}
+    config |= {
+        "protocol": workspace.require_protocol().digest,
+        "sam": workspace.sam.digest,
+        "runtime": workspace.sam.runtime,
+    }
+    latest = ledger.latest_labels()
+    start = {row.id: latest.get((row.id, TAG_FINAL)) or latest.get((row.id, TAG_ORIGINAL)) for row in ledger.images()}
+    labels = {image_id: label.id for image_id, label in start.items() if label is not None}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps(labels, sort_keys=True).encode()).hexdigest()
+    run, is_known = ledger.open_run(digest, config, {"key": key, "labels": labels})
+    if is_known:
+        logger.info("run %d goes on (%s)", run.id, "finished" if run.is_finished else "unfinished")
+    return run
+
+
+def _labels_after(
+    workspace: Workspace, labels: dict[str, LabelVersionRow], run_id: int, number: int
+) -> dict[str, LabelVersionRow]:
+    corrected = workspace.store.ledger.run_labels(TAG_CORRECTED, run_id, number)
+    return {image_id: corrected.get(image_id, label) for image_id, label in labels.items()}
+
+
+def _with_labels(
+    workspace: Workspace, cohort: Cohort | None, labels: dict[str, LabelVersionRow], progress: Progress
+) -> Cohort:
+    """The cohort with other labels; only what changed is read."""
+    if cohort is None:
+        return load_cohort(workspace, labels, progress=progress)
+    targets, used = cohort.targets.clone(), list(cohort.labels)
+    for number, row in enumerate(cohort.images):
+        label = labels[row.id]
+        if label.id != used[number].id:
+            label_map = workspace.store.read_label(label)
+            targets[cohort.spans[number]] = labels_to_frame(label_map, cohort.config.indices, cohort.config.side_px)
+            used[number] = label
+    return replace(cohort, targets=targets, labels=used)
+
+
+def _round_seed(workspace: Workspace, number: int) -> int:
+    return workspace.settings.seed * RUN_SEED_STRIDE + number * ROUND_SEED_STRIDE
+
+
+def _none_if_nan(value: float) -> float | None:
+    return None if np.isnan(value) else round(float(value), 6)

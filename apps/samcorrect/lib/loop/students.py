@@ -1,0 +1,141 @@
+"""Training and applying students on a cohort; a finished training is kept by the digest of its inputs and never
+repeated.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from samcorrect.lib.errors import WeightsError
+from samcorrect.lib.loop.cohort import Cohort
+from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
+from samcorrect.lib.networks.student import Student, load_student, predict_frames, student_bytes
+from samcorrect.lib.networks.training import TrainingData, WeighBatch, train_network
+from samcorrect.lib.store.volumes import write_bytes_atomically
+
+MODELS_NAME = "models"
+# Fold seeds and student seeds are drawn apart so that no two trainings of a round share their batches.
+SEED_STRIDE = 1000
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained student, where its file is (below the state folder) and its loss curve of (step, loss)."""
+
+    student: Student
+    network: nn.Module
+    path: str
+    losses: list[tuple[int, float]]
+
+
+def train_on(
+    workspace: Workspace,
+    cohort: Cohort,
+    numbers: np.ndarray,
+    *,
+    name: str,
+    seed: int,
+    sampling: np.ndarray | None = None,
+    weights: torch.Tensor | None = None,
+    targets: torch.Tensor | None = None,
+    dropout: float = 0.0,
+    weigh_batch: WeighBatch | None = None,
+    progress: Progress = no_progress,
+) -> Trained:
+    """Train a student on some images of a cohort.
+
+    Args:
+        workspace: Settings and state folder.
+        cohort: Images and targets.
+        numbers: Which images, at least one.
+        name: Shown in the progress.
+        seed: Of the training.
+        sampling: (n,) how often each image of the cohort is drawn; 1 by default.
+        weights: (N, side, side) pixel weights; 1 by default.
+        targets: Instead of the cohort's.
+        dropout: Of the network.
+        weigh_batch: Weights from each batch's logits.
+    """
+    settings = workspace.settings
+    slices = cohort.subset(numbers)
+    drawn = np.ones(len(cohort)) if sampling is None else sampling
+    data = TrainingData(
+        frames=cohort.frames[slices],
+        targets=(cohort.targets if targets is None else targets)[slices],
+        weights=torch.ones_like(cohort.frames[slices]) if weights is None else weights[slices],
+        sampling=cohort.of_slices(drawn)[slices],
+    )
+    config = replace(cohort.config, dropout=dropout)
+    recipe = [asdict(config), settings.student_steps, settings.student_batch_size, settings.student_learning_rate, seed]
+    rule = weigh_batch.__name__ if weigh_batch else ""
+    digest = hashlib.sha256(json.dumps([*recipe, rule, torch.get_num_threads()]).encode())
+    for tensor in (data.frames, data.targets, data.weights, data.sampling):
+        digest.update(tensor.numpy().tobytes())
+    relative = Path(MODELS_NAME) / f"{digest.hexdigest()[:32]}.pt"
+    path, curve_path = workspace.store.state_dir / relative, workspace.store.state_dir / relative.with_suffix(".json")
+    if not (path.is_file() and curve_path.is_file()):
+        training = train_network(
+            config,
+            data,
+            steps=settings.student_steps,
+            batch_size=settings.student_batch_size,
+            learning_rate=settings.student_learning_rate,
+            seed=seed,
+            weigh_batch=weigh_batch,
+            on_step=lambda done, total: progress(name, done, total),
+        )
+        write_bytes_atomically(curve_path, json.dumps(training.losses).encode())
+        write_bytes_atomically(path, student_bytes(training.network, config))
+    else:
+        progress(name, settings.student_steps, settings.student_steps)
+    try:
+        student = load_student(path)
+    except WeightsError:
+        path.unlink()
+        raise
+    losses = [(int(step), float(loss)) for step, loss in json.loads(curve_path.read_text(encoding="utf-8"))]
+    return Trained(student, student.network, relative.as_posix(), losses)
+
+
+def predict_cohort(trained: Trained, cohort: Cohort) -> torch.Tensor:
+    """Probabilities for all slices of a cohort: (N, K + 1, side, side) float32."""
+    return predict_frames(trained.network, cohort.frames)
+
+
+def out_of_fold_probs(
+    workspace: Workspace,
+    cohort: Cohort,
+    *,
+    seed: int,
+    sampling: np.ndarray | None = None,
+    weights: torch.Tensor | None = None,
+    progress: Progress = no_progress,
+) -> torch.Tensor:
+    """Probabilities for every slice from a student that never saw its patient: two folds of images, each predicts the
+    other.
+
+    Returns:
+        (N, K + 1, side, side) float32.
+    """
+    order = np.random.default_rng(seed).permutation(len(cohort))
+    folds = [np.sort(order[0::2]), np.sort(order[1::2])]
+    probs = torch.zeros(len(cohort.frames), cohort.n_structures + 1, *cohort.frames.shape[1:])
+    for number, (learnt, predicted) in enumerate([folds, folds[::-1]]):
+        trained = train_on(
+            workspace,
+            cohort,
+            learnt,
+            name=f"out-of-fold student {'AB'[number]}",
+            seed=seed + number,
+            sampling=sampling,
+            weights=weights,
+            progress=progress,
+        )
+        slices = cohort.subset(predicted)
+        probs[slices] = predict_frames(trained.network, cohort.frames[slices])
+    return probs

@@ -1,0 +1,108 @@
+"""What every stage works on: the store, the protocol, the settings and the models, opened once."""
+
+import logging
+import os
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from samcorrect.lib.errors import ProtocolError
+from samcorrect.lib.networks.embedding_cache import EmbeddingCache
+from samcorrect.lib.networks.sam import SamModel, load_sam
+from samcorrect.lib.networks.student import Student, load_student
+from samcorrect.lib.protocol import Protocol, load_protocol
+from samcorrect.lib.settings import Settings, load_settings
+from samcorrect.lib.store.labels import LabelStore
+from samcorrect.lib.store.schema import ModelRow
+
+PROTOCOL_NAME = "protocol.yaml"
+
+logger = logging.getLogger(__name__)
+
+N_PROGRESS_LINES = 20
+
+# (stage, done, total)
+Progress = Callable[[str, int, int], None]
+
+
+def no_progress(_stage: str, _done: int, _total: int) -> None:
+    """A progress that tells nobody."""
+
+
+def log_progress(stage: str, done: int, total: int) -> None:
+    """A progress that logs every twentieth part; the host shows clients the log of its background processes."""
+    if done == total or (done * N_PROGRESS_LINES) // total > ((done - 1) * N_PROGRESS_LINES) // total:
+        logger.info("%s: %d of %d", stage, done, total)
+
+
+class Workspace:
+    """Store, protocol, settings and lazily loaded models.
+
+    Attributes:
+        store: Images and labels.
+        protocol: What to segment; None where none was given.
+        settings: The settings.
+        cache_dir: What can be made anew: SAM's embeddings and candidate masks.
+        embeddings: SAM's encodings on disk.
+    """
+
+    def __init__(
+        self, store: LabelStore, protocol: Protocol | None, settings: Settings, *, cache_dir: Path | None = None
+    ):
+        self.store = store
+        self.protocol = protocol
+        self.settings = settings
+        self.cache_dir = cache_dir or store.state_dir / "cache"
+        self.embeddings = EmbeddingCache(self.cache_dir / "embeddings")
+        self._students: dict[str, Student] = {}
+
+    def require_protocol(self) -> Protocol:
+        """The protocol. Raises ProtocolError, saying where to put one, where there is none."""
+        if self.protocol is None:
+            raise ProtocolError(
+                "no protocol: give --protocol FILE, --conf protocol FILE, "
+                f"or put a {PROTOCOL_NAME} into {self.store.studies}"
+            )
+        return self.protocol
+
+    @cached_property
+    def sam(self) -> SamModel:
+        """The promptable model, loaded at its first use."""
+        return load_sam(self.settings.sam_weights)
+
+    def with_settings(self, **changes: object) -> "Workspace":
+        """The same store, protocol and caches under other settings."""
+        settings = load_settings({**self.settings.model_dump(), **changes}, environment={})
+        return Workspace(self.store, self.protocol, settings, cache_dir=self.cache_dir)
+
+    def student(self) -> Student | None:
+        """The promoted student, or None before the first promotion."""
+        row = self.store.ledger.promoted_model()
+        return None if row is None else self.load_student(row)
+
+    def load_student(self, row: ModelRow) -> Student:
+        """A student of the ledger; the last one used stays loaded."""
+        if row.digest not in self._students:
+            self._students = {row.digest: load_student(self.store.state_dir / row.path)}
+        return self._students[row.digest]
+
+
+def open_workspace(studies: Path, settings: Settings, *, cache_dir: Path | None = None) -> Workspace:
+    """Open the workspace of a studies folder.
+
+    Args:
+        studies: Folder of the images.
+        settings: `protocol` and `state` in it override the files and folders below `studies`.
+        cache_dir: Shared by workspaces over the same images; default below the state folder.
+
+    Raises:
+        StoreError: The studies or the state folder cannot be used.
+        ProtocolError: The protocol is faulty, or was given and does not exist.
+    """
+    torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
+    store = LabelStore(studies, settings.state)
+    default = studies / PROTOCOL_NAME
+    path = settings.protocol or (default if default.is_file() else None)
+    return Workspace(store, load_protocol(path) if path else None, settings, cache_dir=cache_dir)
