@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -103,7 +105,7 @@ def _loop(parsed: argparse.Namespace, settings: Settings) -> int:
         print(f"{name:24s} {dice}  surface Dice {arm['surface_dice_mean']:.3f}  n {arm['n']}")
     for fault in report["quarantined"]:
         print(f"set aside: {fault['image']}: {fault['reason']}")
-    print(f"report: {html_path}\nserve the result: {report['serve_command']}")
+    print(f"report: {html_path}\nserve the result: {report['serve_command'].replace('samcorrect', _program(), 1)}")
     return 0
 
 
@@ -205,6 +207,12 @@ def _require_outside(out: Path, studies: Path) -> None:
     """Raises SettingsError where label files in `out` would be taken for images of the studies."""
     if out.resolve().is_relative_to(studies.resolve()):
         raise SettingsError(f"--out {out} lies in the studies folder {studies}, where labels would be taken for images")
+
+
+def _program() -> str:
+    """How this program was called, so that the command it prints works outside of its virtual environment too."""
+    path = Path(sys.argv[0])
+    return shlex.quote(os.path.relpath(path)) if path.is_absolute() and path.is_file() else "samcorrect"
 
 
 def _print_table(told: dict) -> None:

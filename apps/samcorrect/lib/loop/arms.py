@@ -92,7 +92,9 @@ def compare(
         "samcorrect": last_student(searched_workspace, searched_result),
         "supervised": train("supervised", _true_cohort(box_workspace, box_result.labels_first, truth)),
     }
-    scores = {"sam_only": evaluate_cases(cases, _sam_predictor(box_workspace), protocol.indices)}
+    scores = {
+        "sam_only": evaluate_cases(cases, _sam_predictor(box_workspace.with_settings(n_candidates=1)), protocol.indices)
+    }
     for name, student in students.items():
         scores[name] = evaluate_cases(
             cases, lambda case, student=student: student.predict(case.volume.array), protocol.indices

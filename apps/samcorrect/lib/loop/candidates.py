@@ -7,17 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from samcorrect.lib.core.boxes import box_of_mask, candidate_boxes, clip_boxes
 from samcorrect.lib.errors import ProtocolError
 from samcorrect.lib.loop.workspace import Workspace
 from samcorrect.lib.networks.sam import stability_scores
-from samcorrect.lib.protocol import Structure
+from samcorrect.lib.networks.student import Student
 from samcorrect.lib.store.volumes import Volume, write_bytes_atomically
 from samcorrect.lib.transforms.frame import boxes_to_frame, normalise_intensity, to_frame
 
 # The box around a neighbouring slice's mask is widened by this share of its size, since structures grow and shrink.
 NEIGHBOUR_MARGIN = 0.10
+# SAM's own masks have logits of about this size well inside and outside of an object.
+MASK_PROMPT_LOGIT = 8.0
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,22 @@ class Candidates:
         return self.predicted_iou * self.stability
 
 
+def prompting_student(workspace: Workspace) -> Student | None:
+    """The student that gives prompts; None where no structure of the protocol asks for it.
+
+    Raises:
+        ProtocolError: A structure asks for it and none is promoted.
+    """
+    asking = [s.name for s in workspace.require_protocol().structures if s.prompt.source == "student"]
+    student = workspace.student() if asking else None
+    if asking and student is None:
+        raise ProtocolError(
+            f"the prompt of {', '.join(asking)} comes from the student, and none is promoted yet; "
+            "run a round with a box first, or bring one with `samcorrect models import`"
+        )
+    return student
+
+
 def find_candidates(workspace: Workspace, volume: Volume, image_name: str) -> list[Candidates]:
     """Candidates of every structure of the protocol, from the disk where they were made before.
 
@@ -54,7 +73,7 @@ def find_candidates(workspace: Workspace, volume: Volume, image_name: str) -> li
         ProtocolError: A boxes file has no box for the image, or a `student` prompt has no student.
     """
     protocol, settings, sam = workspace.require_protocol(), workspace.settings, workspace.sam
-    student = workspace.student() if any(s.prompt.source == "student" for s in protocol.structures) else None
+    student = prompting_student(workspace)
     key = hashlib.sha256(volume.array.tobytes())
     parts = [
         volume.array.shape,
@@ -74,30 +93,29 @@ def find_candidates(workspace: Workspace, volume: Volume, image_name: str) -> li
     student_label = student.predict(volume.array) if student else None
     found = []
     for number, structure in enumerate(protocol.structures):
-        box = _prompt_box(workspace, structure, volume, image_name, student_label)
+        box = protocol.box_vox(structure, image_name, volume.array.shape)
+        hint = None
+        if box is None:
+            mask = student_label == structure.index
+            box, hint = box_of_mask(mask), to_frame(mask.astype(np.float32), sam.side_px)
         rng = np.random.default_rng([settings.seed, number, int(key.hexdigest()[:8], 16)])
-        found.append(_structure_candidates(workspace, frames, volume.array.shape, box, rng))
+        found.append(_structure_candidates(workspace, frames, volume.array.shape, box, hint, rng))
     _save(path, found)
     return found
 
 
-def _prompt_box(
-    workspace: Workspace, structure: Structure, volume: Volume, image_name: str, student_label: np.ndarray | None
-) -> np.ndarray | None:
-    box = workspace.require_protocol().box_vox(structure, image_name, volume.array.shape)
-    if box is not None:
-        return box
-    if student_label is None:
-        raise ProtocolError(
-            f"the prompt of {structure.name!r} comes from the student, and none is promoted yet; "
-            "run a round with a box first, or bring one with `samcorrect models import`"
-        )
-    return box_of_mask(student_label == structure.index)
-
-
 def _structure_candidates(
-    workspace: Workspace, frames, shape_hwd: tuple[int, int, int], box: np.ndarray | None, rng: np.random.Generator
+    workspace: Workspace,
+    frames: torch.Tensor,
+    shape_hwd: tuple[int, int, int],
+    box: np.ndarray | None,
+    hint: torch.Tensor | None,
+    rng: np.random.Generator,
 ) -> Candidates:
+    """Prompt the middle slice of a box, then outwards by the boxes of the neighbouring masks.
+
+    With a hint (a soft mask in SAM's frame) candidate 0 is prompted by its box and the hint together.
+    """
     n_candidates, side, n_slices = workspace.settings.n_candidates, workspace.sam.side_px, shape_hwd[2]
     masks = np.zeros((n_candidates, n_slices, side, side), bool)
     if box is None:
@@ -118,6 +136,10 @@ def _structure_candidates(
             logits, iou = workspace.sam.decode(
                 embedding, boxes=boxes_to_frame(prompts[is_prompted], shape_hwd[:2], side)
             )
+            if hint is not None and is_prompted[0]:
+                both = boxes_to_frame(prompts[:1], shape_hwd[:2], side)
+                as_logits = (2 * hint[slice_index] - 1) * MASK_PROMPT_LOGIT
+                logits[:1], iou[:1] = workspace.sam.decode(embedding, boxes=both, mask_logits=as_logits)
             masks[is_prompted, slice_index] = (logits > 0).numpy()
             iou_sum[is_prompted] += iou
             stability_sum[is_prompted] += stability_scores(logits)

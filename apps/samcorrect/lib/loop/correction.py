@@ -35,6 +35,8 @@ STAGE_CORRECT = "correcting labels"
 N_CORRECTORS = 2
 # The worse part of the labels of each structure is open to correction; the judge protects the good ones among them.
 FLAGGED_SHARE = 0.5
+# Peers that agree less than this with the labels that are trusted have not learnt a structure and may not judge it.
+MIN_JUDGE_DICE = 0.5
 # Around a label that is not trusted this many pixels of the frame are ignored in training.
 IGNORED_MARGIN_PX = 4
 
@@ -130,6 +132,9 @@ def correct_cohort(
         return _correct_by_uncertainty(cohort, scores, flagged, seed=seed, progress=progress)
     if scores.peer_probs is None:
         return {}
+    judged = flagged & _has_judge(scores, flagged)
+    if not judged.any():
+        return {}
     sampling, weights = trusted_only(cohort, scores, flagged)
     if (sampling > 0).sum() < 2:
         return {}
@@ -148,13 +153,19 @@ def correct_cohort(
     ]
     probs = torch.stack([predict_cohort(c, cohort) for c in correctors]).mean(0)
     corrections = {}
-    numbers = np.flatnonzero(flagged.any(1))
+    numbers = np.flatnonzero(judged.any(1))
     for done, number in enumerate(numbers):
-        choices = _choose_structures(workspace, cohort, scores, flagged, probs, int(number))
+        choices = _choose_structures(workspace, cohort, scores, judged, probs, int(number))
         if any(choice.is_changed for choice in choices.values()):
             corrections[int(number)] = _on_grid(workspace, cohort, int(number), choices)
         progress(STAGE_CORRECT, done + 1, len(numbers))
     return corrections
+
+
+def _has_judge(scores: Scores, flagged: np.ndarray) -> np.ndarray:
+    """(K,) bool: the out-of-fold peers know the structure well enough to judge corrections of it."""
+    agreements = [of_structure["peer_dice"][~flagged[:, k]] for k, of_structure in enumerate(scores.features)]
+    return np.array([bool(np.isfinite(a).any()) and np.nanmedian(a) >= MIN_JUDGE_DICE for a in agreements])
 
 
 def trusted_only(cohort: Cohort, scores: Scores, flagged: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:

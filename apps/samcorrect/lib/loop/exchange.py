@@ -5,6 +5,7 @@ elsewhere.
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def export_labels(
         `n_exported` and `manifest`, its path.
 
     Raises:
-        RequestError: Unknown format or state, or a folder that is not empty.
+        RequestError: Unknown format or state, a folder that is not empty, or two images of one nnU-Net name.
         LabelError: No label has one of the states.
     """
     unknown = sorted(set(states) - set(STATES))
@@ -102,6 +103,10 @@ def export_labels(
     labels = [label for label in best_labels(workspace).values() if label.tag in tags]
     if not labels:
         raise LabelError(f"no image has a best label of the states {', '.join(states)}")
+    cases = Counter(_case_name(label.image_id) for label in labels)
+    if file_format == "nnunet" and max(cases.values()) > 1:
+        shared = ", ".join(sorted(case for case, count in cases.items() if count > 1)[:3])
+        raise RequestError(f"more than one image would be called {shared} in nnU-Net's flat folder; rename the files")
     records = []
     for done, label in enumerate(labels):
         records.append(_export_one(workspace, out_dir, label, file_format))
@@ -155,7 +160,7 @@ def _export_one(workspace: Workspace, out_dir: Path, label: LabelVersionRow, fil
     if file_format == "nifti":
         target = Path("labels") / f"{label.image_id}.nii.gz"
     else:
-        case = label.image_id.replace("/", "__")
+        case = _case_name(label.image_id)
         table = np.zeros(256, np.uint8)
         for number, index in enumerate(workspace.require_protocol().indices, start=1):
             table[index] = number  # nnU-Net wants consecutive indices
@@ -178,6 +183,11 @@ def _export_one(workspace: Workspace, out_dir: Path, label: LabelVersionRow, fil
         "score": quality.score if quality else None,
         "created_at": label.created_at,
     }
+
+
+def _case_name(image_id: str) -> str:
+    """The name of an image in nnU-Net's flat folders."""
+    return image_id.replace("/", "__")
 
 
 def _nnunet_dataset(workspace: Workspace, n_labels: int) -> dict[str, Any]:

@@ -119,12 +119,11 @@ def write_report(
 
 
 def serve_command(workspace: Workspace) -> str:
-    """The command that serves what the run left behind."""
+    """The command that serves what the run left behind, quoted for a shell."""
     words = ["samcorrect", "serve", "--studies", str(workspace.store.studies)]
-    if workspace.settings.protocol is not None:
-        words += ["--protocol", str(workspace.settings.protocol)]
-    if workspace.settings.state is not None:
-        words += ["--state", str(workspace.settings.state)]
+    for name in ("protocol", "state"):
+        value = getattr(workspace.settings, name)
+        words += [] if value is None else [f"--{name}", str(value)]
     return shlex.join(words)
 
 

@@ -17,7 +17,7 @@ import torch
 from samcorrect.lib.core.pseudo_label import CohortShape, choose_candidate, cohort_shape, mask_shapes, merge_structures
 from samcorrect.lib.core.quality import prompt_agreement
 from samcorrect.lib.errors import ImageError, ProtocolError
-from samcorrect.lib.loop.candidates import Candidates, find_candidates
+from samcorrect.lib.loop.candidates import Candidates, find_candidates, prompting_student
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
 from samcorrect.lib.store.ledger import TAG_ORIGINAL
 from samcorrect.lib.store.schema import ImageRow, LabelVersionRow
@@ -129,8 +129,6 @@ def _try_candidates(workspace: Workspace, row: ImageRow) -> tuple[Volume | None,
         volume = workspace.store.read_image(row.id)
         return volume, find_candidates(workspace, volume, Path(row.path).name)
     except (ImageError, ProtocolError) as error:
-        if isinstance(error, ProtocolError) and "student" in str(error):
-            raise
         workspace.store.ledger.quarantine(row.id, str(error))
         logger.warning("%s is quarantined: %s", row.id, error)
         return None, None
@@ -165,8 +163,10 @@ def _assemble(workspace: Workspace, volume: Volume, candidates: list[Candidates]
 
 def _recipe(workspace: Workspace) -> str:
     settings, sam = workspace.settings, workspace.sam
+    student = prompting_student(workspace)
     parts = [
         workspace.require_protocol().digest,
+        student.digest if student else "",
         sam.digest,
         sam.runtime,
         settings.preset,

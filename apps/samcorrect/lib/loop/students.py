@@ -4,6 +4,7 @@ repeated.
 
 import hashlib
 import json
+import logging
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from torch import nn
 from samcorrect.lib.errors import WeightsError
 from samcorrect.lib.loop.cohort import Cohort
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
-from samcorrect.lib.networks.student import Student, load_student, predict_frames, student_bytes
+from samcorrect.lib.networks.student import FORMAT, Student, StudentConfig, load_student, predict_frames, student_bytes
 from samcorrect.lib.networks.training import TrainingData, WeighBatch, train_network
 from samcorrect.lib.store.volumes import write_bytes_atomically
+
+logger = logging.getLogger(__name__)
 
 MODELS_NAME = "models"
 # Fold seeds and student seeds are drawn apart so that no two trainings of a round share their batches.
@@ -71,14 +74,10 @@ def train_on(
         sampling=cohort.of_slices(drawn)[slices],
     )
     config = replace(cohort.config, dropout=dropout)
-    recipe = [asdict(config), settings.student_steps, settings.student_batch_size, settings.student_learning_rate, seed]
-    rule = weigh_batch.__name__ if weigh_batch else ""
-    digest = hashlib.sha256(json.dumps([*recipe, rule, torch.get_num_threads()]).encode())
-    for tensor in (data.frames, data.targets, data.weights, data.sampling):
-        digest.update(tensor.numpy().tobytes())
-    relative = Path(MODELS_NAME) / f"{digest.hexdigest()[:32]}.pt"
-    path, curve_path = workspace.store.state_dir / relative, workspace.store.state_dir / relative.with_suffix(".json")
-    if not (path.is_file() and curve_path.is_file()):
+    relative = Path(MODELS_NAME) / f"{_training_digest(workspace, config, data, seed, weigh_batch)[:32]}.pt"
+    path = workspace.store.state_dir / relative
+    kept = _load_kept(path)
+    if kept is None:
         training = train_network(
             config,
             data,
@@ -89,17 +88,39 @@ def train_on(
             weigh_batch=weigh_batch,
             on_step=lambda done, total: progress(name, done, total),
         )
-        write_bytes_atomically(curve_path, json.dumps(training.losses).encode())
+        write_bytes_atomically(path.with_suffix(".json"), json.dumps(training.losses).encode())
         write_bytes_atomically(path, student_bytes(training.network, config))
+        kept = load_student(path), training.losses
     else:
         progress(name, settings.student_steps, settings.student_steps)
+    student, losses = kept
+    return Trained(student, student.network, relative.as_posix(), losses)
+
+
+def _training_digest(
+    workspace: Workspace, config: StudentConfig, data: TrainingData, seed: int, weigh_batch: WeighBatch | None
+) -> str:
+    """Everything that decides the bytes of a trained student."""
+    settings = workspace.settings
+    sizes = [settings.student_steps, settings.student_batch_size, settings.student_learning_rate, seed]
+    rule = weigh_batch.__name__ if weigh_batch else ""
+    digest = hashlib.sha256(json.dumps([FORMAT, asdict(config), *sizes, rule, torch.get_num_threads()]).encode())
+    for tensor in (data.frames, data.targets, data.weights, data.sampling):
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _load_kept(path: Path) -> tuple[Student, list[tuple[int, float]]] | None:
+    """A finished training; None where there is none, or where another release left one that does not load."""
+    curve_path = path.with_suffix(".json")
+    if not (path.is_file() and curve_path.is_file()):
+        return None
     try:
         student = load_student(path)
-    except WeightsError:
-        path.unlink()
-        raise
-    losses = [(int(step), float(loss)) for step, loss in json.loads(curve_path.read_text(encoding="utf-8"))]
-    return Trained(student, student.network, relative.as_posix(), losses)
+    except WeightsError as error:
+        logger.warning("trained anew: %s", error)
+        return None
+    return student, [(int(step), float(loss)) for step, loss in json.loads(curve_path.read_text(encoding="utf-8"))]
 
 
 def predict_cohort(trained: Trained, cohort: Cohort) -> torch.Tensor:

@@ -83,6 +83,7 @@ def build_network(config: StudentConfig, *, seed: int) -> nn.Module:
             channels=CHANNELS,
             strides=STRIDES,
             num_res_units=1,
+            act="relu",  # MONAI's default, PReLU, takes a fifth of a training step on a CPU
             norm="batch",
             dropout=config.dropout,
         )

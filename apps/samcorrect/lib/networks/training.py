@@ -85,9 +85,7 @@ def train_network(
         The network with averaged weights, in evaluation mode.
     """
     network = build_network(config, seed=seed).train()
-    average = torch.optim.swa_utils.AveragedModel(
-        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(EMA_DECAY), use_buffers=True
-    )
+    average = torch.optim.swa_utils.AveragedModel(network, avg_fn=_warmed_up_average, use_buffers=True)
     optimiser = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY)
     n_warmup = max(1, round(WARMUP_SHARE * steps))
     scheduler = torch.optim.lr_scheduler.SequentialLR(
@@ -166,3 +164,11 @@ def augment(
         * (torch.rand(n_batch, generator=generator) * MAX_NOISE)[:, None, None]
     )
     return (moved.clamp(0, 1) ** gamma + noise).clamp(0, 1), moved_targets.round().long() + IGNORE, moved_weights
+
+
+def _warmed_up_average(averaged: torch.Tensor, current: torch.Tensor, n_averaged: torch.Tensor | int) -> torch.Tensor:
+    """Exponential average whose memory grows with the steps: a short training is not averaged with its start."""
+    if not averaged.is_floating_point():
+        return current
+    n = int(n_averaged)
+    return averaged.lerp(current, 1 - min(EMA_DECAY, (1 + n) / (10 + n)))
