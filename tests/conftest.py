@@ -104,7 +104,7 @@ def draw_phantom(rng: np.random.Generator, shape_hw: tuple[int, int] = (96, 80))
         at = np.array([center, 0.5]) + rng.uniform(-0.05, 0.05, 2)
         radius = rng.uniform((0.10, 0.14), (0.17, 0.32))
         label[((x - at[0]) / radius[0]) ** 2 + ((y - at[1]) / radius[1]) ** 2 < 1] = index
-    pixels = 60 + 90 * (label == 7) + 120 * (label == 3) + rng.normal(0, 12, shape_hw)
+    pixels = 50 + 70 * (label == 7) + 170 * (label == 3) + rng.normal(0, 12, shape_hw)
     return pixels.clip(0, 255).astype(np.uint8), label
 
 

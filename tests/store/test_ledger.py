@@ -84,14 +84,14 @@ def test_an_unknown_image_is_named(ledger):
 
 
 def test_a_file_refused_by_name_is_quarantined_until_it_is_gone(ledger):
-    found = [ImageFile("a", Path("/studies/a.png"))]
+    found = [ImageFile(image_id, Path(f"/studies/{image_id}.png")) for image_id in "abcd"]
     ledger.sync_images(found, [("ü.png", "not an id"), ("a.png", "same id")])
     assert ledger.quarantined() == [("a.png", "same id"), ("ü.png", "not an id")]
     ledger.release_from_quarantine()
     assert len(ledger.quarantined()) == 2
     ledger.sync_images([ImageFile("e", Path("/studies/e.png"))])  # one upload says nothing of the others
     assert len(ledger.quarantined()) == 2
-    ledger.sync_images(found, [("a.png", "same id")])
+    ledger.sync_images([*found, ImageFile("e", Path("/studies/e.png"))], [("a.png", "same id")])
     assert ledger.quarantined() == [("a.png", "same id")]
 
 
@@ -99,7 +99,21 @@ def test_a_refused_file_with_the_id_of_an_image_does_not_hinder_it(ledger):
     # a.nii.gz is "a", so a.png is refused; a.png.png is the image "a.png".
     ledger.sync_images([ImageFile("a.png", Path("/studies/a.png.png"))], [("a.png", "same id as a.nii.gz")])
     assert ledger.image("a.png").path == "/studies/a.png.png"
-    assert ledger.quarantined() == []
+    assert "a.png" not in dict(ledger.quarantined())
+
+
+def test_an_image_whose_file_is_gone_is_set_aside_until_it_is_back(ledger):
+    a = ImageFile("a", Path("/studies/a.png"))
+    ledger.sync_images([a])  # one upload says nothing of the others
+    assert len(ledger.images()) == 4
+    ledger.sync_images([a], [])
+    assert [row.id for row in ledger.images()] == ["a"]
+    assert [image_id for image_id, _ in ledger.quarantined()] == ["b", "c", "d"]
+    ledger.release_from_quarantine()
+    assert [row.id for row in ledger.images()] == ["a"]
+    ledger.quarantine("a", "truncated")
+    ledger.sync_images([a, ImageFile("b", Path("/studies/b.png"))], [])
+    assert [row.id for row in ledger.images()] == ["b"]  # a is there, and still truncated
 
 
 def test_a_quarantined_image_is_in_no_stage_until_it_is_released(ledger):
@@ -157,7 +171,7 @@ def test_a_label_of_an_unknown_image_is_not_entered(ledger):
 
 
 def test_the_label_that_a_run_made_in_a_round_is_its_checkpoint(ledger):
-    run, _ = ledger.open_run("digest", {}, {})
+    run, _ = ledger.open_run("digest", {}, {"key": "", "labels": {}})
     made = ledger.add_label(label_row("a", run_id=run.id, round=1))
     ledger.add_label(label_row("a", run_id=run.id, round=2))
     assert ledger.run_label("a", "original", run.id, 1).id == made.id
@@ -244,17 +258,28 @@ def test_promotion_retires_the_model_before_and_refusal_keeps_it(ledger):
     assert ledger.add_model(again).id == models[0].id
 
 
+def snapshot_of(**labels: int) -> dict:
+    return {"key": str(labels), "labels": labels}
+
+
 def test_a_run_is_taken_up_until_it_is_finished_and_then_only_for_the_same_snapshot(ledger):
-    run, was_there = ledger.open_run("digest", {"rounds": 2}, {"key": "one image"})
+    run, was_there = ledger.open_run("digest", {"rounds": 2}, snapshot_of(a=1))
     assert not was_there
     ledger.update_run(run.id, progress={"round": 1})
     ledger.update_run(run.id, progress={"stage": "score"})
     assert ledger.run(run.id).progress == {"round": 1, "stage": "score"}
-    assert ledger.open_run("digest", {"rounds": 2}, {"key": "two images"})[0].id == run.id
-    assert ledger.open_run("other", {}, {"key": "one image"})[0].id != run.id
+    # An approval in the meantime does not lose what is done.
+    assert ledger.open_run("digest", {"rounds": 2}, snapshot_of(a=2))[0].id == run.id
+    assert ledger.open_run("other", {}, snapshot_of(a=1))[0].id != run.id
     ledger.update_run(run.id, is_finished=True)
-    assert ledger.open_run("digest", {"rounds": 2}, {"key": "one image"})[0].id == run.id
-    assert ledger.open_run("digest", {"rounds": 2}, {"key": "two images"})[0].id != run.id
+    assert ledger.open_run("digest", {"rounds": 2}, snapshot_of(a=1))[0].id == run.id
+    assert ledger.open_run("digest", {"rounds": 2}, snapshot_of(a=2))[0].id != run.id
+
+
+def test_an_unfinished_run_of_other_images_is_not_taken_up(ledger):
+    run, _ = ledger.open_run("digest", {}, snapshot_of())  # all images were set aside, and are repaired now
+    repaired, was_there = ledger.open_run("digest", {}, snapshot_of(a=1, b=2))
+    assert (repaired.id != run.id, was_there) == (True, False)
 
 
 def test_counts(ledger):
@@ -303,7 +328,7 @@ def work(me):
         ledger = Ledger(Path(sys.argv[1]) / str(number))
         images = [ImageFile(f"image {n}", Path(f"/studies/{n}.png")) for n in range(50)]
         ledger.sync_images(images, [("ü.png", "not an id")])
-        ledger.open_run("digest", {}, {"key": "50"})
+        ledger.open_run("digest", {}, {"key": "50", "labels": {}})
         ledger.close()
 """
 
@@ -314,7 +339,7 @@ def test_processes_that_make_one_ledger_at_once_make_it_once(tmp_path):
         ledger = Ledger(tmp_path / str(number))
         assert len(ledger.images()) == 50
         assert ledger.quarantined() == [("ü.png", "not an id")]
-        run, was_there = ledger.open_run("digest", {}, {"key": "50"})
+        run, was_there = ledger.open_run("digest", {}, {"key": "50", "labels": {}})
         assert (run.id, was_there) == (1, True)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 
 WHY_UNSCORED = "not scored yet"
 WHY_WORST = "lowest quality score of the images that wait"
-WHY_AUDIT = "drawn at random for the audit share, which calibrates the scores"
+WHY_AUDIT = "drawn at random for the audit share"
 WHY_RANDOM = "drawn at random"
 
 

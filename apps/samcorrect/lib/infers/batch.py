@@ -52,4 +52,7 @@ class PseudoLabelBatch(BatchInferTask):
         check_batch_request(request)
         image_ids = sorted(self.get_images(request, datastore))
         size = request.get("max_batch_size") or len(image_ids)
-        return pseudo_label_store(self._workspace, image_ids=image_ids[:size], progress=log_progress)
+        asked = image_ids[:size]
+        # Only a pass over all images learns what the cohort looks like.
+        is_everything = asked == sorted(datastore.list_images())
+        return pseudo_label_store(self._workspace, image_ids=None if is_everything else asked, progress=log_progress)

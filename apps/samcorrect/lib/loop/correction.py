@@ -61,7 +61,7 @@ class Correction:
 
 
 def correct_store(workspace: Workspace, *, progress: Progress = no_progress) -> dict[str, Any]:
-    """Score the best labels, correct those that are low and rescore what changed.
+    """Score the best labels, correct those that are low and, where any changed, score again.
 
     Returns:
         `n_flagged` and `n_corrected` images.
@@ -73,6 +73,10 @@ def correct_store(workspace: Workspace, *, progress: Progress = no_progress) -> 
     corrections = correct_cohort(workspace, cohort, scores, flagged, seed=workspace.settings.seed, progress=progress)
     for number, correction in corrections.items():
         save_correction(workspace, cohort, number, correction, run_id=None, round_number=0)
+    if corrections:
+        cohort = load_cohort(workspace, best_labels(workspace), progress=progress)
+        scores = score_cohort(workspace, cohort, seed=workspace.settings.seed, progress=progress)
+        write_scores(workspace, cohort, scores)
     return {"n_flagged": int(flagged.any(1).sum()), "n_corrected": len(corrections)}
 
 
@@ -95,7 +99,10 @@ def correct_image(workspace: Workspace, image_id: str) -> Correction:
     before = store.read_label(parent, volume) if parent else np.zeros_like(corrected)
     change_map = (before != corrected).astype(np.uint8)
     told = row.info
-    return Correction(corrected, change_map, list(told["reasons"]), told["score_before"], told["score_after"])
+    # A viewer may submit with the tag `corrected` too; then nothing was judged.
+    return Correction(
+        corrected, change_map, list(told.get("reasons", ())), told.get("score_before"), told.get("score_after")
+    )
 
 
 def flag_labels(workspace: Workspace, cohort: Cohort, scores: Scores) -> np.ndarray:

@@ -1,7 +1,6 @@
 """What is missing on this machine, and what to do about it."""
 
 import importlib.metadata
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -9,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from samcorrect.lib.errors import SamCorrectError, SettingsError, StoreError
-from samcorrect.lib.loop.workspace import PROTOCOL_NAME, open_workspace
+from samcorrect.lib.loop.workspace import PROTOCOL_NAME, count_cores, open_workspace
 from samcorrect.lib.networks.sam import has_fast_bf16, load_sam
 from samcorrect.lib.protocol import load_protocol
 from samcorrect.lib.settings import Settings
@@ -66,7 +65,7 @@ def _check_host() -> str:
 
 def _check_processor() -> str:
     precision = "bf16 in hardware" if has_fast_bf16() else "no fast bf16: fp32"
-    return f"{len(os.sched_getaffinity(0))} core(s), {precision}"
+    return f"{count_cores()} core(s), {precision}"
 
 
 def _check_studies(studies: Path) -> str:

@@ -17,10 +17,11 @@ from samcorrect.lib.errors import LabelError, RequestError, WeightsError
 from samcorrect.lib.loop.cohort import best_labels
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
 from samcorrect.lib.networks.student import load_student
+from samcorrect.lib.store.label_names import map_values, present_indices
 from samcorrect.lib.store.ledger import MODEL_CANDIDATE, TAG_CORRECTED, TAG_FINAL, TAG_ORIGINAL
 from samcorrect.lib.store.schema import LabelVersionRow, ModelRow
 from samcorrect.lib.store.studies import scan_studies
-from samcorrect.lib.store.volumes import write_atomically, write_bytes_atomically, write_label_map
+from samcorrect.lib.store.volumes import read_label_map, write_atomically, write_bytes_atomically, write_label_map
 
 STATES = {"approved": TAG_FINAL, "corrected": TAG_CORRECTED, "pseudo": TAG_ORIGINAL}
 FORMATS = ("nifti", "nnunet")
@@ -34,7 +35,7 @@ def import_labels(
 
     Args:
         workspace: The store.
-        folder: Of NIfTI, NRRD or PNG label maps.
+        folder: Of NIfTI, NRRD or PNG label maps with the protocol's indices; one with other values is refused.
         approved_by: The person who vouches for them: they become `final`. Without, they are `original` and are scored
             and corrected like SAM's.
         progress: Told about each file.
@@ -58,6 +59,7 @@ def import_labels(
     tag, user = (TAG_FINAL, approved_by) if approved_by else (TAG_ORIGINAL, "import")
     for done, file in enumerate(matched):
         try:
+            map_values(present_indices(read_label_map(file.path).array), [], workspace.protocol)
             workspace.store.submit_label(file.id, file.path, tag=tag, user=user, info={"imported_from": file.path.name})
         except ValueError as error:  # LabelError, GeometryError or ImageError: this file is refused, the others go on
             refused.append((file.path.name, str(error)))

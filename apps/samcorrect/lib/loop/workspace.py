@@ -84,9 +84,16 @@ class Workspace:
 
     def load_student(self, row: ModelRow) -> Student:
         """A student of the ledger; the last one used stays loaded."""
-        if row.digest not in self._students:
-            self._students = {row.digest: load_student(self.store.state_dir / row.path)}
-        return self._students[row.digest]
+        student = self._students.get(row.digest)
+        if student is None:
+            student = load_student(self.store.state_dir / row.path)
+            self._students = {row.digest: student}
+        return student
+
+
+def count_cores() -> int:
+    """Cores that this process may use; only Linux can tell them from those of the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def open_workspace(studies: Path, settings: Settings, *, cache_dir: Path | None = None) -> Workspace:
@@ -101,7 +108,7 @@ def open_workspace(studies: Path, settings: Settings, *, cache_dir: Path | None 
         StoreError: The studies or the state folder cannot be used.
         ProtocolError: The protocol is faulty, or was given and does not exist.
     """
-    torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(settings.threads or count_cores())
     store = LabelStore(studies, settings.state)
     default = studies / PROTOCOL_NAME
     path = settings.protocol or (default if default.is_file() else None)

@@ -2,11 +2,14 @@
 
 import hashlib
 import os
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from samcorrect.lib.errors import StoreError
 from samcorrect.lib.networks.sam import SamModel
 
 # 2 MB a slice; the oldest used go first.
@@ -30,6 +33,9 @@ class EmbeddingCache:
 
         Returns:
             As `SamModel.encode`. A torn file is computed anew.
+
+        Raises:
+            StoreError: The folder cannot be written.
         """
         key = hashlib.sha256(frame.numpy().tobytes() + f"{sam.digest} {sam.runtime}".encode()).hexdigest()
         path = self._folder / key[:2] / f"{key}.npy"
@@ -39,23 +45,43 @@ class EmbeddingCache:
             return torch.from_numpy(array)
         except (OSError, ValueError, EOFError):
             embedding = sam.encode(frame)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        with temporary.open("wb") as handle:
-            np.save(handle, embedding.numpy())
-        os.replace(temporary, path)
-        self._evict(path.stat().st_size)
+        self._evict(self._keep(path, embedding.numpy()))
         return embedding
+
+    def _keep(self, path: Path, array: np.ndarray) -> int:
+        """Write a file in one step and return its bytes. Raises StoreError, for example on a full disk."""
+        # The threads of a server may encode one slice at once.
+        temporary = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as handle:
+                np.save(handle, array)
+            n_bytes = temporary.stat().st_size
+            os.replace(temporary, path)
+        except OSError as error:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise StoreError(f"cannot keep an embedding in {self._folder}: {error.strerror or error}") from error
+        return n_bytes
 
     def _evict(self, added_bytes: int) -> None:
         if self._size_bytes is None:
-            self._size_bytes = sum(p.stat().st_size for p in self._folder.rglob("*.npy"))
+            self._size_bytes = sum(size for _, size, _ in self._files())
         else:
             self._size_bytes += added_bytes
         if self._size_bytes <= self._max_bytes:
             return
-        for path in sorted(self._folder.rglob("*.npy"), key=lambda p: p.stat().st_mtime):
-            self._size_bytes -= path.stat().st_size
+        for _, size, path in sorted(self._files()):
+            self._size_bytes -= size
             path.unlink(missing_ok=True)
             if self._size_bytes <= 0.9 * self._max_bytes:
                 return
+
+    def _files(self) -> list[tuple[float, int, Path]]:
+        """Time of last use, size and path of every file that another process has not just dropped."""
+        files = []
+        for path in self._folder.rglob("*.npy"):
+            with suppress(FileNotFoundError):
+                stat = path.stat()
+                files.append((stat.st_mtime, stat.st_size, path))
+        return files

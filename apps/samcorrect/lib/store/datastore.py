@@ -12,7 +12,7 @@ from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from samcorrect.lib.compat.uploads import discard_upload_on_error
 from samcorrect.lib.errors import ImageError, RequestError, SettingsError, UnknownImageError, UnknownLabelError
 from samcorrect.lib.protocol import Protocol
-from samcorrect.lib.store.label_names import check_label_info, map_values, name_indices
+from samcorrect.lib.store.label_names import check_label_info, map_values, name_indices, present_indices
 from samcorrect.lib.store.labels import MACHINE_TAGS, LabelStore
 from samcorrect.lib.store.ledger import TAG_FINAL, TAG_ORDER, TAG_ORIGINAL
 from samcorrect.lib.store.schema import ImageRow, LabelVersionRow
@@ -153,7 +153,7 @@ class LedgerDatastore(Datastore):
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
         """Merge notes into an image's info."""
         self._image(image_id)
-        with self._store.ledger.session() as session:
+        with self._store.ledger.session(writes=True) as session:
             row = session.get_one(ImageRow, image_id)
             row.info = {**row.info, **_mapping(info, "info")}
 
@@ -259,7 +259,7 @@ class LedgerDatastore(Datastore):
             params, tag = _mapping(label_info, "params"), check_tag(label_tag)
             self._image(image_id)
             entries = check_label_info(params.get("label_info"))
-            present = set(read_label_map(path).array.ravel().tolist())
+            present = present_indices(read_label_map(path).array)
             value_to_index = map_values(present, entries, self._protocol)
             info = {"label_info": entries, "value_to_index": {str(k): v for k, v in value_to_index.items()}}
             user = str(params.get("user") or params.get("client_id") or "unknown")[:200]

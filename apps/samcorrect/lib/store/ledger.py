@@ -37,6 +37,7 @@ TAG_ORDER = (TAG_FINAL, TAG_CORRECTED, TAG_ORIGINAL)
 BEGIN_WRITING = text("BEGIN IMMEDIATE")
 # A file that the scan refused has no id but its name.
 IS_REFUSED = ImageRow.path == ImageRow.id
+REASON_GONE = "the file is gone from the studies folder"
 MODEL_CANDIDATE, MODEL_PROMOTED, MODEL_REFUSED, MODEL_RETIRED = "candidate", "promoted", "refused", "retired"
 
 
@@ -85,12 +86,12 @@ class Ledger:
     # Images
 
     def sync_images(self, found: Sequence[ImageFile], refused: Sequence[tuple[str, str]] | None = None) -> None:
-        """Add new images and note new paths. Images that are gone keep their history.
+        """Add new images and note new paths. Images that are gone are quarantined until they are back.
 
         Args:
             found: Images, some or all of the studies.
             refused: All files that the scan refused, with the reason: they are quarantined, and those that it no longer
-                refuses are forgotten. None where the studies were not scanned.
+                refuses are forgotten. None where the studies were not scanned: `found` then says nothing of the others.
         """
         with self.session(writes=True) as session:
             if refused is not None:
@@ -101,8 +102,14 @@ class Ledger:
                 if row is None:
                     known[image.id] = ImageRow(id=image.id, path=str(image.path), added_at=time.time())
                     session.add(known[image.id])
-                elif row.path != str(image.path):
+                    continue
+                if row.path != str(image.path):
                     row.path = str(image.path)
+                if row.reason == REASON_GONE:
+                    row.status, row.reason = IMAGE_STATUS_OK, None
+            if refused is not None:
+                for image_id in known.keys() - {image.id for image in found}:
+                    known[image_id].status, known[image_id].reason = IMAGE_STATUS_QUARANTINED, REASON_GONE
             for name, reason in refused or ():
                 if name not in known:
                     row = ImageRow(id=name, path=name, added_at=time.time())
@@ -127,9 +134,12 @@ class Ledger:
             session.execute(update(ImageRow).where(ImageRow.id == image_id).values(values))
 
     def release_from_quarantine(self) -> None:
-        """Let all but files refused by name try again; a run calls it at its start, since files get repaired."""
+        """Let all but files that are refused by name or gone try again; a run calls it at its start, since files get
+        repaired.
+        """
+        may_return = ~IS_REFUSED & (ImageRow.reason != REASON_GONE)
         with self.session() as session:
-            session.execute(update(ImageRow).where(~IS_REFUSED).values({"status": IMAGE_STATUS_OK, "reason": None}))
+            session.execute(update(ImageRow).where(may_return).values({"status": IMAGE_STATUS_OK, "reason": None}))
 
     def quarantined(self) -> list[tuple[str, str]]:
         """(image id or file, reason) of every quarantined image."""
@@ -292,12 +302,13 @@ class Ledger:
     # Runs
 
     def open_run(self, config_digest: str, config: dict, snapshot: dict) -> tuple[RunRow, bool]:
-        """The run to work on: of this config an unfinished one or a finished one of the same snapshot, else a new one.
+        """The run to work on: of this config an unfinished one of the same images or a finished one of the same
+        snapshot, else a new one.
 
         Args:
             config_digest: What the run is asked to do.
             config: The same in full.
-            snapshot: What the run sees at its start; two of one `key` are the same.
+            snapshot: What the run sees at its start: `labels` by image id, and `key`; two of one key are the same.
 
         Returns:
             The run, and whether it was there before.
@@ -306,8 +317,11 @@ class Ledger:
             wanted = RunRow.config_digest == config_digest
             query = select(RunRow).where(wanted).order_by(RunRow.id.desc()).limit(1)
             last = session.scalars(query).first()
-            if last is not None and (not last.is_finished or last.snapshot.get("key") == snapshot.get("key")):
-                return last, True
+            if last is not None:
+                is_same = last.snapshot["key"] == snapshot["key"]
+                has_same_images = last.snapshot["labels"].keys() == snapshot["labels"].keys()
+                if is_same or (not last.is_finished and has_same_images):
+                    return last, True
             row = RunRow(config_digest=config_digest, config=config, snapshot=snapshot, started_at=time.time())
             session.add(row)
             session.flush()

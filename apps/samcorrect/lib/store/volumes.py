@@ -166,6 +166,8 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, suffix: str =
         temporary = Path(name)
         write(temporary)
         os.fsync(handle)
+        os.close(handle)  # Windows moves no open file
+        handle = -1
         os.replace(temporary, path)
         temporary = None
     except OSError as error:
