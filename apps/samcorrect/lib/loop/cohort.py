@@ -1,5 +1,6 @@
 """All images of a store with one label each, in the student's frame: what scoring, correction and training work on."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,9 +10,12 @@ import torch
 from samcorrect.lib.errors import ImageError, LabelError
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
 from samcorrect.lib.networks.student import StudentConfig
-from samcorrect.lib.store.ledger import TAG_FINAL
+from samcorrect.lib.store.ledger import TAG_FINAL, TAGS, best_of
 from samcorrect.lib.store.schema import ImageRow, LabelVersionRow
+from samcorrect.lib.store.studies import log_name
 from samcorrect.lib.transforms.frame import labels_to_frame, normalise_intensity, to_frame
+
+logger = logging.getLogger(__name__)
 
 STAGE_READ = "reading images"
 
@@ -68,14 +72,12 @@ class Cohort:
 
 
 def best_labels(workspace: Workspace) -> dict[str, LabelVersionRow]:
-    """Image id to its best label: final over corrected over original."""
+    """Image id to its best label, by `store.ledger.best_of`."""
     ledger = workspace.store.ledger
     latest = ledger.latest_labels()
     best: dict[str, LabelVersionRow] = {}
     for row in ledger.images():
-        label = next(
-            (latest[row.id, tag] for tag in ("final", "corrected", "original") if (row.id, tag) in latest), None
-        )
+        label = best_of(latest.get((row.id, tag)) for tag in TAGS)
         if label is not None:
             best[row.id] = label
     return best
@@ -105,6 +107,7 @@ def load_cohort(
             label_map = store.read_label(labels[row.id], volume)
         except (ImageError, LabelError) as error:
             store.ledger.quarantine(row.id, str(error))
+            logger.warning("image %s is quarantined: %s", log_name(row.id), type(error).__name__)
             continue
         images.append(row)
         used.append(labels[row.id])

@@ -21,6 +21,7 @@ from samcorrect.lib.loop.candidates import Candidates, find_candidates, promptin
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
 from samcorrect.lib.store.ledger import TAG_ORIGINAL
 from samcorrect.lib.store.schema import ImageRow, LabelVersionRow
+from samcorrect.lib.store.studies import log_name
 from samcorrect.lib.store.volumes import Volume, write_bytes_atomically
 from samcorrect.lib.transforms.frame import from_frame
 
@@ -80,14 +81,13 @@ def pseudo_label_store(
         workspace.store.ledger.release_from_quarantine()
     rows = workspace.store.require_images()
     if image_ids is not None:
-        wanted = set(image_ids)
-        rows = [row for row in rows if row.id in wanted]
+        rows = [workspace.store.ledger.image(image_id) for image_id in image_ids]
     recipe = _recipe(workspace)
     latest = workspace.store.ledger.latest_labels()
-    todo = [row for row in rows if _is_missing(latest.get((row.id, TAG_ORIGINAL)), recipe)]
+    todo = [row for row in rows if _is_missing(latest.get((row.id, TAG_ORIGINAL)), recipe, row)]
     usable, shapes = [], []
     for done, row in enumerate(todo):
-        volume, candidates = _try_candidates(workspace, row)
+        candidates = _try_candidates(workspace, row)
         if candidates is not None:
             usable.append(row)
             shapes.append([_usual_shape(c) for c in candidates])
@@ -95,6 +95,9 @@ def pseudo_label_store(
     if usable and image_ids is None:
         # With the labels made before, so that a killed pass ends as an undisturbed one.
         _save_cohort(workspace, np.array(shapes + _shapes_of(workspace, latest, recipe)))
+    if _load_cohort(workspace) is None:
+        # Chosen without knowing its like; a pass over the whole store chooses again.
+        recipe += " alone"
     for done, row in enumerate(usable):
         started = time.monotonic()
         volume = workspace.store.read_image(row.id)
@@ -107,9 +110,9 @@ def pseudo_label_store(
             affine=volume.affine,
             model_digest=workspace.sam.digest,
             prompts=label.prompts,
-            info={**label.info, "recipe": recipe},
+            info={**label.info, "recipe": recipe, "image_sha256": _file_sha256(row)},
         )
-        logger.info("pseudo-label of %s in %.2f s", row.id, time.monotonic() - started)
+        logger.info("pseudo-label of image %s in %.2f s", log_name(row.id), time.monotonic() - started)
         progress(STAGE_CHOOSE, done + 1, len(usable))
     return {"n_labelled": len(usable), "n_kept": len(rows) - len(todo), "n_quarantined": len(todo) - len(usable)}
 
@@ -119,19 +122,25 @@ def masks_to_grid(masks: np.ndarray, shape_hw: tuple[int, int]) -> np.ndarray:
     return from_frame(torch.from_numpy(masks.astype(np.float32)), shape_hw).permute(1, 2, 0).numpy()
 
 
-def _is_missing(label: LabelVersionRow | None, recipe: str) -> bool:
-    """Whether SAM has to label an image; a mask that somebody brought along stays."""
-    return label is None or (label.maker.startswith(MAKER) and label.info.get("recipe") != recipe)
+def _is_missing(label: LabelVersionRow | None, recipe: str, row: ImageRow) -> bool:
+    """Whether SAM has to label an image: none of this recipe and file yet; a mask that was brought along stays."""
+    if label is None or not label.maker.startswith(MAKER):
+        return label is None
+    return label.info["recipe"] != recipe or label.info["image_sha256"] != _file_sha256(row)
 
 
-def _try_candidates(workspace: Workspace, row: ImageRow) -> tuple[Volume | None, list[Candidates] | None]:
+def _file_sha256(row: ImageRow) -> str:
+    return hashlib.sha256(Path(row.path).read_bytes()).hexdigest()
+
+
+def _try_candidates(workspace: Workspace, row: ImageRow) -> list[Candidates] | None:
     try:
         volume = workspace.store.read_image(row.id)
-        return volume, find_candidates(workspace, volume, Path(row.path).name)
+        return find_candidates(workspace, volume, Path(row.path).name)
     except (ImageError, ProtocolError) as error:
         workspace.store.ledger.quarantine(row.id, str(error))
-        logger.warning("%s is quarantined: %s", row.id, error)
-        return None, None
+        logger.warning("image %s is quarantined: %s", log_name(row.id), type(error).__name__)
+        return None
 
 
 def _choose(workspace: Workspace, candidates: list[Candidates], cohort: list[CohortShape | None] | None) -> list[int]:

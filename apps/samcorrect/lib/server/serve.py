@@ -58,8 +58,8 @@ def check_host(host: str, *, is_auth_on: bool) -> None:
         is_loopback = False
     if not is_loopback and not is_auth_on:
         raise SettingsError(
-            f"--host {host} lets other machines in, and without a login everybody is an administrator: set "
-            f"MONAI_LABEL_AUTH_ENABLE=true and its realm (see the README), or listen on {DEFAULT_HOST}"
+            f"--host {host} lets other machines in, and without a login everybody is an administrator: listen on "
+            f"{DEFAULT_HOST} behind a proxy that asks for a login, or set MONAI_LABEL_AUTH_ENABLE=true"
         )
 
 
@@ -94,5 +94,5 @@ def log_config(folder: Path) -> dict[str, Any]:
         "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}, "file": file_handler},
         "root": {"level": "INFO", "handlers": ["console", "file"]},
         # The host logs whole requests, image ids and all, at INFO.
-        "loggers": {"monailabel.endpoints": {"level": "WARNING"}},
+        "loggers": {"monailabel": {"level": "WARNING"}},
     }

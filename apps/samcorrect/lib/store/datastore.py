@@ -14,7 +14,7 @@ from samcorrect.lib.errors import ImageError, RequestError, SettingsError, Unkno
 from samcorrect.lib.protocol import Protocol
 from samcorrect.lib.store.label_names import check_label_info, map_values, name_indices, present_indices
 from samcorrect.lib.store.labels import MACHINE_TAGS, LabelStore
-from samcorrect.lib.store.ledger import TAG_FINAL, TAG_ORDER, TAG_ORIGINAL
+from samcorrect.lib.store.ledger import TAG_FINAL, TAG_ORIGINAL, TAGS, best_of
 from samcorrect.lib.store.schema import ImageRow, LabelVersionRow
 from samcorrect.lib.store.studies import RESERVED_FOLDERS, ImageFile, check_image_id
 from samcorrect.lib.store.volumes import read_image, read_label_map, suffix_of, write_atomically, write_label_map
@@ -96,7 +96,7 @@ class LedgerDatastore(Datastore):
         labels = self._store.ledger.latest_labels()
         objects: dict[str, Any] = {}
         for image in self._store.ledger.images():
-            best = next((labels[image.id, tag] for tag in TAG_ORDER if (image.id, tag) in labels), None)
+            best = best_of(labels.get((image.id, tag)) for tag in TAGS)
             found = (
                 {} if best is None else {TAG_ORIGINAL: {"info": {"params": {"label_names": self.label_names(best)}}}}
             )

@@ -6,7 +6,7 @@ its file is on the disk, so a killed process leaves at most a file that nobody n
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,8 +31,7 @@ from samcorrect.lib.store.studies import ImageFile
 LEDGER_NAME = "ledger.sqlite"
 BUSY_TIMEOUT_S = 30
 TAG_ORIGINAL, TAG_CORRECTED, TAG_FINAL = "original", "corrected", "final"
-# Best label first.
-TAG_ORDER = (TAG_FINAL, TAG_CORRECTED, TAG_ORIGINAL)
+TAGS = (TAG_ORIGINAL, TAG_CORRECTED, TAG_FINAL)
 # SQLite's own words: in the driver's ordinary transactions only the first write takes the lock.
 BEGIN_WRITING = text("BEGIN IMMEDIATE")
 # A file that the scan refused has no id but its name.
@@ -168,8 +167,8 @@ class Ledger:
             return session.scalars(query.order_by(LabelVersionRow.id.desc()).limit(1)).first()
 
     def best_label(self, image_id: str) -> LabelVersionRow | None:
-        """final over corrected over original, the newest of each; None where there is no label."""
-        return next((row for tag in TAG_ORDER if (row := self.latest_label(image_id, tag)) is not None), None)
+        """The best label by `best_of`; None where there is no label."""
+        return best_of(self.latest_label(image_id, tag) for tag in TAGS)
 
     def latest_labels(self) -> dict[tuple[str, str], LabelVersionRow]:
         """(image id, tag) to the newest version, for the whole store."""
@@ -361,6 +360,16 @@ def _require_image(session: Session, image_id: str) -> ImageRow:
     if row is None:
         raise UnknownImageError(f"no image {image_id[:80]!r} in the store; GET /datastore/?output=all lists them")
     return row
+
+
+def best_of(labels: Iterable[LabelVersionRow | None]) -> LabelVersionRow | None:
+    """A person's label, else the newest of the machine's.
+
+    A correction is newer than the label it was made from, so it outranks that one; it does not outrank an original that
+    was made or imported after it, for example by another protocol.
+    """
+    found = [label for label in labels if label is not None and label.tag in TAGS]
+    return max(found, key=lambda label: (label.tag == TAG_FINAL, label.id), default=None)
 
 
 def _waiting(holder: str, now: float) -> Select[tuple[ImageRow]]:

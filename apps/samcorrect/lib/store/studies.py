@@ -1,5 +1,6 @@
 """The studies folder: which files in it are images, and what they are called."""
 
+import hashlib
 import os
 import re
 from dataclasses import dataclass
@@ -82,6 +83,11 @@ def scan_studies(studies: Path, *, skip: Path | None = None) -> tuple[list[Image
         else:
             images[image_id] = ImageFile(image_id, path)
     return sorted(images.values(), key=lambda image: image.id), refused
+
+
+def log_name(image_id: str) -> str:
+    """What logs call an image: file names can hold the names of patients, a digest does not."""
+    return hashlib.sha256(image_id.encode()).hexdigest()[:10]
 
 
 def require_images(images: list[ImageFile], studies: Path) -> None:

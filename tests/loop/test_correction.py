@@ -1,0 +1,92 @@
+"""Correction of labels of known quality."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from samcorrect.lib.errors import UnknownImageError, UnknownLabelError
+from samcorrect.lib.loop.cohort import best_labels, load_cohort
+from samcorrect.lib.loop.correction import correct_image, correct_store, flag_labels, trusted_only
+from samcorrect.lib.loop.scoring import score_cohort
+
+
+@pytest.mark.slow
+def test_labels_that_are_off_get_better_and_the_old_versions_stay(labelled, true_dice):
+    workspace = labelled()
+    store = workspace.store
+    before = best_labels(workspace)
+    content = {row.path: store.label_path(row).read_bytes() for row in before.values()}
+    told = correct_store(workspace)
+    after = best_labels(workspace)
+    corrected = [i for i in after if after[i].id != before[i].id]
+    assert told["n_corrected"] == len(corrected) <= told["n_flagged"]
+    for image_id in ("case2", "case5"):
+        old, new = (store.read_label(rows[image_id]) for rows in (before, after))
+        assert true_dice(image_id, new) > true_dice(image_id, old) + 0.05
+    for image_id in corrected:
+        assert (after[image_id].tag, after[image_id].parent_id) == ("corrected", before[image_id].id)
+    assert content == {path: (store.state_dir / path).read_bytes() for path in content}
+
+
+@pytest.mark.slow
+def test_the_change_map_is_where_the_labels_differ(labelled):
+    workspace = labelled()
+    correct_store(workspace)
+    correction = correct_image(workspace, "case2")
+    original = workspace.store.read_label(workspace.store.label("case2", "original"))
+    assert correction.change_map.shape == correction.label_map.shape == (96, 80, 1)
+    assert np.array_equal(correction.change_map, original != correction.label_map)
+    assert correction.change_map.any()
+    assert correction.score_after > correction.score_before
+    assert all("judge" in reason for reason in correction.reasons)
+
+
+def test_an_image_without_correction_says_why(labelled):
+    workspace = labelled()
+    with pytest.raises(UnknownLabelError, match="case0 has no corrected label; it was not judged low"):
+        correct_image(workspace, "case0")
+    with pytest.raises(UnknownImageError, match="no image 'nobody'"):
+        correct_image(workspace, "nobody")
+
+
+@pytest.mark.parametrize("preset", ["samcorrect", "huang2023"])
+def test_what_a_person_approved_is_never_flagged(labelled, phantoms, preset):
+    workspace = labelled(preset=preset, shares_trainings=False, student_steps=12)
+    # The mask of another image: nothing looks worse.
+    workspace.store.submit_label("case2", phantoms.labels / "case7.png", tag="final", user="anna")
+    cohort = load_cohort(workspace, best_labels(workspace))
+    flagged = flag_labels(workspace, cohort, score_cohort(workspace, cohort, seed=0))
+    assert flagged.shape == (10, 2)
+    assert not flagged[2].any()
+    assert flagged[5].any()
+
+
+def test_huang2023_corrects_by_uncertainty(labelled):
+    workspace = labelled(preset="huang2023", shares_trainings=False, student_steps=30)
+    told = correct_store(workspace)
+    assert told["n_flagged"] == 8  # round(0.75 * 10): Python rounds 7.5 to the even 8
+    assert 0 < told["n_corrected"] <= 8
+    row = next(row for row in best_labels(workspace).values() if row.tag == "corrected")
+    assert row.maker == "correction:huang2023"
+    assert row.info["score_before"] is None
+    # The queue and the viewers see the score of the corrected label, not of the one before.
+    quality = workspace.store.ledger.quality(row.id)
+    assert sorted(quality) == [0, 3, 7]
+    assert workspace.store.ledger.image(row.image_id).queue_score == quality[0].score
+
+
+def test_pixels_around_a_flagged_structure_do_not_teach(labelled):
+    workspace = labelled(shares_trainings=False, student_steps=1)
+    cohort = load_cohort(workspace, best_labels(workspace))
+    agreeing = torch.nn.functional.one_hot(cohort.targets, 3).permute(0, 3, 1, 2).float()
+    scores = replace(score_cohort(workspace, cohort, seed=0), peer_probs=agreeing)
+    flagged = np.zeros((10, 2), bool)
+    flagged[1, 0] = flagged[2, :] = True
+    sampling, weights = trusted_only(cohort, scores, flagged)
+    assert sampling[:4].tolist() == [1, 0.5, 0, 1]
+    assert not weights[1][cohort.targets[1] == 1].any()
+    # The other structure lies beyond the margin, for the most part.
+    assert weights[1][cohort.targets[1] == 2].mean() > 0.5
+    assert (weights[[0, 3]] == 1).all()

@@ -1,0 +1,110 @@
+"""Comparison with ground truth, on numbers worked out by hand."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from samcorrect.lib.errors import GeometryError, LabelError, StoreError
+from samcorrect.lib.loop.cohort import best_labels
+from samcorrect.lib.loop.evaluation import (
+    Case,
+    CaseScores,
+    GroundTruth,
+    compare_arms,
+    evaluate_cases,
+    evaluate_correction,
+    evaluate_quality,
+    label_dice,
+    load_cases,
+    summarise_arm,
+)
+from samcorrect.lib.loop.rounds import RunResult
+from samcorrect.lib.store.volumes import LPS_TO_RAS, Volume
+
+
+def test_ground_truth_is_matched_by_name_and_laid_on_the_grid(phantoms, labelled):
+    workspace = labelled()
+    truth = GroundTruth(phantoms.labels)
+    assert "case0" in truth
+    assert "test0" not in truth
+    volume = workspace.store.read_image("case0")
+    assert truth.label_map("case0", volume).shape == (96, 80, 1)
+    with pytest.raises(GeometryError, match="the ground truth of case0 is not on its image's grid"):
+        truth.label_map("case0", Volume(np.zeros((80, 96, 1)), LPS_TO_RAS, 2))
+
+
+def test_ground_truth_of_other_images_and_a_missing_folder_are_told(phantoms, tmp_path):
+    with pytest.raises(StoreError, match=r"the ground truth folder .*gone does not exist"):
+        GroundTruth(tmp_path / "gone")
+    with pytest.raises(LabelError, match=r"no file in .*test-labels has the name of an image in .*images"):
+        GroundTruth(phantoms.test_labels).require_any_of(phantoms.images)
+
+
+def test_ground_truth_without_a_structure_of_the_protocol_is_told(labelled, tmp_path):
+    workspace = labelled()
+    Image.fromarray(np.full((80, 96), 3, np.uint8)).save(tmp_path / "case0.png")
+    with pytest.raises(LabelError, match=r"holds no right blob \(7\); its indices are \[3\]"):
+        load_cases(workspace.store, GroundTruth(tmp_path), workspace.require_protocol())
+
+
+def test_cases_are_scored_structure_by_structure():
+    truth = np.zeros((8, 8, 1), np.uint8)
+    truth[0:4, 0:2] = 3
+    prediction = np.zeros_like(truth)
+    prediction[0:4, 0:1] = 3  # half of it: 2 * 4 / (4 + 8)
+    prediction[6:8, 6:8] = 7  # not in the truth
+    case = Case("a", "a.png", Volume(np.zeros((8, 8, 1)), LPS_TO_RAS, 2), truth)
+    scores = evaluate_cases([case], lambda _: prediction, (3, 7, 9))
+    assert scores.dice[0, :2] == pytest.approx([2 / 3, 0])
+    assert np.isnan(scores.dice[0, 2])  # nobody saw it, nobody missed it
+    assert scores.case_dice == pytest.approx([1 / 3])
+
+
+def test_an_arm_has_its_mean_spread_and_interval():
+    scores = CaseScores(np.array([[0.8, 0.6], [0.9, np.nan]]), np.array([[1.0, 0.5], [0.7, np.nan]]))
+    told = summarise_arm(scores, ("one", "two"), is_prompted=False)
+    assert told["dice_mean"] == pytest.approx(0.8)  # of 0.7 and 0.9
+    assert told["dice_sd"] == pytest.approx(0.141421)
+    assert told["surface_dice_mean"] == pytest.approx(0.725)
+    assert told["n"] == 2
+    assert 0.7 <= told["dice_ci95"][0] <= told["dice_ci95"][1] <= 0.9
+    assert told["structures"]["two"] == {"dice_mean": 0.6, "dice_sd": None, "surface_dice_mean": 0.5}
+
+
+def test_arms_are_compared_case_by_case():
+    one, other = (CaseScores(np.array(v)[:, None], np.array(v)[:, None]) for v in ([0.9, 0.5], [0.8, 0.4]))
+    told = compare_arms(one, other)
+    assert told["dice_difference_mean"] == pytest.approx(0.1)
+    # The cases differ much, the pairs do not.
+    assert told["ci95"] == pytest.approx([0.1, 0.1])
+
+
+def test_scores_that_rank_perfectly_have_correlation_and_auroc_1():
+    true_dice = {f"i{n}": np.array([0.5 + 0.1 * n, np.nan]) for n in range(5)}
+    told = evaluate_quality({f"i{n}": [0.1 * n, 0.3] for n in range(5)}, true_dice, ("one", "two"))
+    assert (told["spearman"], told["auroc_dice_below_0.8"], told["n"]) == (1, 1, 5)
+    assert told["n_dice_below_0.8"] == 3
+    assert told["structures"]["one"]["spearman"] == 1
+    assert told["structures"]["two"]["spearman"] is None
+    reverse = evaluate_quality({f"i{n}": [-0.1 * n, None] for n in range(5)}, true_dice, ("one", "two"))
+    assert (reverse["spearman"], reverse["auroc_dice_below_0.8"]) == (-1, 0)
+
+
+def test_correction_is_measured_on_what_was_flagged_and_harm_on_what_was_good():
+    result = RunResult(1, rounds=[{"flagged": {"a": [True, False]}}, {"flagged": {"b": [True, False], "x": [True]}}])
+    before = {"a": np.array([0.5, 0.96]), "b": np.array([0.7, 0.97]), "c": np.array([0.98, 0.99])}
+    after = {"a": np.array([0.9, 0.96]), "b": np.array([0.8, 0.90]), "c": np.array([0.98, 0.985])}
+    told = evaluate_correction(result, before, after)
+    assert told["n_flagged_structures"] == 2
+    assert (told["dice_before"], told["dice_after"]) == pytest.approx((0.6, 0.85))
+    assert (told["bad_dice_before"], told["bad_dice_after"]) == pytest.approx((0.6, 0.85))
+    # Good are 0.96, 0.97, 0.98 and 0.99; one of them lost more than 0.01.
+    assert (told["n_good"], told["good_harmed_share"]) == (4, 0.25)
+
+
+def test_labels_without_ground_truth_are_left_out(labelled, phantoms, tmp_path):
+    workspace = labelled()
+    (tmp_path / "case1.png").write_bytes((phantoms.labels / "case1.png").read_bytes())
+    told = label_dice(workspace, best_labels(workspace), GroundTruth(tmp_path))
+    assert list(told) == ["case1"]
+    assert told["case1"].tolist() == [1, 1]

@@ -1,0 +1,98 @@
+"""Pseudo-labels of a store: which images get one, once, and what an interruption leaves."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from samcorrect.lib.errors import StoreError
+from samcorrect.lib.loop.pseudo_label import COHORT_NAME, STAGE_CHOOSE, pseudo_label_image, pseudo_label_store
+from samcorrect.lib.loop.workspace import open_workspace
+from samcorrect.lib.settings import Settings
+
+
+def originals(workspace) -> dict[str, str]:
+    labels = workspace.store.ledger.latest_labels()
+    return {image_id: row.content_sha256 for (image_id, tag), row in labels.items() if tag == "original"}
+
+
+def test_every_image_gets_one_label_with_its_provenance_and_a_second_call_keeps_them(phantom_workspace, true_dice):
+    workspace = phantom_workspace()
+    assert pseudo_label_store(workspace) == {"n_labelled": 10, "n_kept": 0, "n_quarantined": 0}
+    assert pseudo_label_store(workspace) == {"n_labelled": 0, "n_kept": 10, "n_quarantined": 0}
+    row = workspace.store.label("case0", "original")
+    assert (row.maker, row.model_digest) == ("sam:lite_medsam", workspace.sam.digest)
+    assert row.prompts["left blob"]["source"] == "box"
+    assert set(row.info["structures"]) == {"right blob", "left blob"}
+    labels = {i: workspace.store.read_label(workspace.store.label(i, "original")) for i in originals(workspace)}
+    assert all(set(np.unique(label_map)) <= {0, 3, 7} for label_map in labels.values())
+    assert np.mean([true_dice(i, label_map) for i, label_map in labels.items()]) > 0.7
+
+
+def test_a_label_of_the_store_is_that_of_the_image_alone(phantom_workspace):
+    workspace = phantom_workspace()
+    pseudo_label_store(workspace)
+    volume = workspace.store.read_image("case4")
+    alone = pseudo_label_image(workspace, volume, "case4.png")
+    assert np.array_equal(alone.label_map, workspace.store.read_label(workspace.store.label("case4", "original")))
+
+
+def test_another_preset_labels_anew_and_keeps_the_old_version(phantom_workspace):
+    workspace = phantom_workspace()
+    pseudo_label_store(workspace)
+    first = workspace.store.label("case0", "original")
+    assert pseudo_label_store(workspace.with_settings(preset="huang2023"))["n_labelled"] == 10
+    assert workspace.store.label("case0", "original").id > first.id
+    assert workspace.store.label_path(first).is_file()
+
+
+def test_an_interrupted_pass_goes_on_and_ends_as_an_undisturbed_one(phantom_workspace):
+    whole, cut = phantom_workspace("whole"), phantom_workspace("cut")
+    pseudo_label_store(whole)
+
+    def stop_at_four(stage: str, done: int, _total: int) -> None:
+        if (stage, done) == (STAGE_CHOOSE, 4):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pseudo_label_store(cut, progress=stop_at_four)
+    assert len(originals(cut)) == 4
+    assert pseudo_label_store(cut) == {"n_labelled": 6, "n_kept": 4, "n_quarantined": 0}
+    assert originals(cut) == originals(whole)
+    assert (cut.store.state_dir / COHORT_NAME).read_bytes() == (whole.store.state_dir / COHORT_NAME).read_bytes()
+
+
+def test_a_mask_that_somebody_brought_along_stays(phantom_workspace, phantoms):
+    workspace = phantom_workspace()
+    brought = workspace.store.submit_label("case3", phantoms.labels / "case3.png", tag="original", user="import")
+    assert pseudo_label_store(workspace) == {"n_labelled": 9, "n_kept": 1, "n_quarantined": 0}
+    assert workspace.store.label("case3", "original").id == brought.id
+
+
+def test_only_the_images_that_are_named_are_labelled(phantom_workspace):
+    workspace = phantom_workspace()
+    pseudo_label_store(workspace, image_ids=["case7", "case2"])
+    assert set(originals(workspace)) == {"case2", "case7"}
+
+
+def test_a_bad_image_is_set_aside_and_labelled_once_it_is_repaired(phantoms, tmp_path):
+    studies = tmp_path / "studies"
+    studies.mkdir()
+    shutil.copy(phantoms.images / "protocol.yaml", studies)
+    shutil.copy(phantoms.images / "case0.png", studies)
+    (studies / "case1.png").write_text("text, not a picture")
+    workspace = open_workspace(studies, phantoms.settings, cache_dir=phantoms.cache)
+    assert pseudo_label_store(workspace) == {"n_labelled": 1, "n_kept": 0, "n_quarantined": 1}
+    ((image_id, reason),) = workspace.store.ledger.quarantined()
+    assert image_id == "case1"
+    assert "case1.png: cannot be read as png" in reason
+    shutil.copy(phantoms.images / "case1.png", studies)
+    assert pseudo_label_store(workspace) == {"n_labelled": 1, "n_kept": 1, "n_quarantined": 0}
+    assert workspace.store.ledger.quarantined() == []
+
+
+def test_no_images_is_a_fault(tmp_path, phantoms):
+    (tmp_path / "empty").mkdir()
+    settings = Settings(threads=1, protocol=phantoms.images / "protocol.yaml")
+    with pytest.raises(StoreError, match=r"no images in .*empty; samcorrect reads \.nii\.gz"):
+        pseudo_label_store(open_workspace(tmp_path / "empty", settings))

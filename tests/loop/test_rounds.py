@@ -1,0 +1,257 @@
+"""The loop end to end: what it leaves for every image, what people approved, and what a kill costs."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from collections import Counter
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import shift
+
+from samcorrect.lib.loop.cohort import best_labels, load_cohort
+from samcorrect.lib.loop.outcome import write_report
+from samcorrect.lib.loop.rounds import run_loop
+from samcorrect.lib.loop.workspace import open_workspace
+from samcorrect.lib.store.labels import LabelStore
+from samcorrect.lib.store.volumes import LPS_TO_RAS, read_label_map, write_label_map
+from samcorrect.lib.transforms.frame import labels_to_frame
+
+START_TIMEOUT_S = 300
+# Runs the loop on its own and is killed with SIGKILL at one moment: at a step of a stage, or, as soon as the ledger
+# holds the first corrected label, between two of them.
+KILLED_RUN = """
+import os, signal, sqlite3, sys, threading, time
+from pathlib import Path
+from samcorrect.lib.loop.rounds import run_loop
+from samcorrect.lib.loop.workspace import open_workspace
+from samcorrect.lib.settings import Settings
+
+studies, settings = Path(sys.argv[1]), Settings.model_validate_json(sys.argv[2])
+stage, count = sys.argv[3], int(sys.argv[4])
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def watch():
+    with sqlite3.connect(settings.state / "ledger.sqlite") as ledger:
+        while not ledger.execute("select count(*) from label_version where tag = 'corrected'").fetchone()[0]:
+            time.sleep(0.0005)
+    die()
+
+def progress(name, done, total):
+    if name == stage and done == count:
+        die()
+
+workspace = open_workspace(studies, settings)
+if stage == "corrected":
+    threading.Thread(target=watch, daemon=True).start()
+run_loop(workspace, progress=progress)
+"""
+
+
+@pytest.mark.slow
+def test_every_image_has_a_label_on_its_grid_and_a_score_for_each_structure(compared_run, phantoms, true_dice):
+    assert compared_run.code == 0
+    store = LabelStore(phantoms.images, compared_run.state)
+    latest = store.ledger.latest_labels()
+    images = store.ledger.images()
+    assert len(images) == 10
+    values = []
+    for image in images:
+        volume, row = store.read_image(image.id), latest[image.id, "original"]
+        on_disk = read_label_map(store.label_path(row))
+        assert on_disk.array.shape == volume.array.shape == (96, 80, 1)
+        assert np.allclose(on_disk.affine, volume.affine)
+        assert set(np.unique(on_disk.array)) <= {0, 3, 7}
+        values.append(true_dice(image.id, store.read_label(row)))
+        quality = store.ledger.quality(store.ledger.best_label(image.id).id)
+        assert set(quality) == {0, 3, 7}
+        assert all(q.score is None or 0 <= q.score <= 1 for q in quality.values())
+        assert image.queue_score == quality[0].score
+    assert np.mean(values) > 0.7
+    assert store.ledger.models()[-1].digest == compared_run.report["model_digest"]
+    store.ledger.close()
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_only_read_again(compared_run, phantoms, phantom_loop, left_behind, tmp_path):
+    state = shutil.copytree(compared_run.state, tmp_path / "state")
+    before = left_behind(state)
+    assert phantom_loop(phantoms, state, tmp_path / "out") == 0
+    assert left_behind(state) == before
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["model_digest"] == compared_run.report["model_digest"]
+    assert report["rounds"] == compared_run.report["rounds"]
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_a_run_ends_as_an_undisturbed_one(
+    phantoms, new_state, phantom_loop, left_behind, query_ledger, tmp_path
+):
+    def count_labels(state: Path, tag: str) -> int:
+        return query_ledger(state, f"select count(*) from label_version where tag = '{tag}'")[0][0]
+
+    whole, killed = new_state(tmp_path / "whole"), new_state(tmp_path / "killed")
+    assert phantom_loop(phantoms, whole, tmp_path / "out") == 0
+    n_corrected = count_labels(whole, "corrected")
+    assert n_corrected >= 2, "the phantoms no longer show whether corrections are kept one by one"
+
+    kill_at(phantoms, killed, "pseudo-labels", 4)
+    assert count_labels(killed, "original") == 4
+    seen = inodes(killed / "cache")
+
+    kill_command_after(phantoms, killed, "round 1: out-of-fold student B", out=tmp_path / "out")
+    assert count_labels(killed, "original") == 10
+    assert len(list((killed / "models").glob("*.pt"))) >= 1
+    assert count_labels(killed, "corrected") == 0
+    trained = inodes(killed / "models")
+
+    kill_at(phantoms, killed, "corrected", 0)
+    assert 1 <= count_labels(killed, "corrected") <= n_corrected
+    assert query_ledger(killed, "select progress from run") == [("{}",)]
+
+    assert phantom_loop(phantoms, killed, tmp_path / "out") == 0
+    assert left_behind(killed) == left_behind(whole)
+    # Nothing that was finished was made again: no image encoded or prompted, no label written, no student trained.
+    assert seen.items() <= inodes(killed / "cache").items()
+    assert trained.items() <= inodes(killed / "models").items()
+    versions = query_ledger(killed, "select image_id, tag from label_version")
+    assert set(Counter(versions).values()) == {1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["samcorrect", "huang2023"])
+def test_approved_labels_teach_and_stay_as_they_are(labelled, phantoms, tmp_path, preset):
+    workspace = labelled(preset=preset, shares_trainings=False, rounds=2, student_steps=30)
+    store = workspace.store
+    approved = {}
+    for image_id in ("case2", "case4"):  # one that looks bad and one that looks good
+        path = tmp_path / f"{image_id}.nii.gz"
+        label_map = shift(read_label_map(phantoms.labels / f"{image_id}.png").array, (6, -12, 0), order=0)
+        write_label_map(path, label_map, LPS_TO_RAS)
+        approved[image_id] = (store.submit_label(image_id, path, tag="final", user="anna"), path.read_bytes())
+    cohort = load_cohort(workspace, best_labels(workspace))
+    expected = labels_to_frame(read_label_map(tmp_path / "case2.nii.gz").array, (7, 3), 32)
+    assert torch.equal(cohort.targets[cohort.spans[2]], expected)
+
+    result = run_loop(workspace)
+    assert [told["round"] for told in result.rounds] == [1, 2]
+    for image_id, (row, content) in approved.items():
+        assert result.labels_first[image_id].id == result.labels_last[image_id].id == row.id
+        assert store.label_path(row).read_bytes() == content
+        assert store.ledger.best_label(image_id).id == row.id
+        assert store.ledger.latest_label(image_id, "corrected") is None
+        assert all(image_id not in told["flagged"] and image_id not in told["corrected"] for told in result.rounds)
+        assert store.ledger.quality(row.id)[7].posterior_good == 1
+    assert any(told["flagged"] for told in result.rounds)
+
+
+@pytest.mark.slow
+def test_what_is_approved_between_runs_makes_a_new_run_with_another_student(labelled, phantoms):
+    workspace = labelled(shares_trainings=False, student_steps=12)
+    first = run_loop(workspace)
+    assert run_loop(workspace).run_id == first.run_id
+    workspace.store.submit_label("case2", phantoms.labels / "case2.png", tag="final", user="anna")
+    second = run_loop(workspace)
+    assert second.run_id != first.run_id
+    assert second.rounds[0]["student"]["digest"] != first.rounds[0]["student"]["digest"]
+
+
+def test_an_image_that_broke_after_it_was_labelled_is_set_aside_and_the_run_goes_on(phantoms, tmp_path):
+    studies = tmp_path / "studies"
+    shutil.copytree(phantoms.images, studies)
+    settings = phantoms.settings.model_copy(update={"student_steps": 5})
+    workspace = open_workspace(studies, settings)
+    for row in workspace.store.ledger.images():
+        label_map = read_label_map(phantoms.labels / f"{row.id}.png").array
+        workspace.store.save_label_map(row.id, label_map, tag="original", maker="test", affine=LPS_TO_RAS)
+    (studies / "case3.png").write_bytes(b"")
+    result = run_loop(workspace)
+    assert len(result.labels_first) == len(result.labels_last) == len(result.final_scores) == 9
+    assert workspace.store.ledger.quarantined() == [("case3", "case3.png: the file is empty")]
+
+
+@pytest.mark.parametrize("preset", ["samcorrect", "huang2023"])
+@pytest.mark.parametrize("n_images", [1, 5])
+def test_few_images_are_no_fault(phantoms, tmp_path, preset, n_images):
+    studies = tmp_path / "studies"
+    studies.mkdir()
+    for name in ("protocol.yaml", *(f"case{n}.png" for n in range(n_images))):
+        shutil.copy(phantoms.images / name, studies)
+    settings = phantoms.settings.model_copy(update={"student_steps": 5, "preset": preset})
+    workspace = open_workspace(studies, settings, cache_dir=phantoms.cache)
+    result = run_loop(workspace)
+    assert len(result.labels_last) == len(result.final_scores) == n_images
+    assert all(score is None or 0 <= score <= 1 for score in result.final_scores.values())
+    digests = [row.digest for row in workspace.store.ledger.models()]
+    assert digests == [result.rounds[0]["student"]["digest"]]
+    json_path, _ = write_report(workspace, result, tmp_path / "out")
+    assert json.loads(json_path.read_text(encoding="utf-8"))["n_images"] == n_images
+
+
+@pytest.mark.slow
+def test_oblique_volumes_go_through_the_loop(phantoms, oblique_affine, tmp_path):
+    studies = tmp_path / "studies"
+    studies.mkdir()
+    box = "[[0.15, 0.9], [0.1, 0.85], [0.25, 0.75]]"
+    (studies / "protocol.yaml").write_text(
+        f"structures: [{{name: node, index: 5, prompt: {{source: box, xyz: {box}}}}}]", encoding="utf-8"
+    )
+    rng = np.random.default_rng(2)
+    x, y, z = np.mgrid[:40, :36, :4] + 0.5
+    for number in range(8):
+        at, radius = np.array([21, 17, 2]) + rng.uniform(-2, 2, 3) * [1, 1, 0.1], rng.uniform(7, 11)
+        node = ((x - at[0]) / radius) ** 2 + ((y - at[1]) / radius) ** 2 + ((z - at[2]) / 1.6) ** 2 < 1
+        voxels = (100 + 300 * node + rng.normal(0, 20, node.shape)).astype(np.int16)
+        nib.save(nib.Nifti1Image(voxels, oblique_affine), studies / f"volume{number}.nii.gz")
+    settings = phantoms.settings.model_copy(update={"n_candidates": 1, "student_steps": 20})
+    workspace = open_workspace(studies, settings)
+    result = run_loop(workspace)
+    assert len(result.rounds) == 1
+    shares = []
+    for image_id, row in result.labels_first.items():
+        volume = workspace.store.read_image(image_id)
+        on_disk = nib.load(workspace.store.label_path(row))
+        assert on_disk.shape == volume.array.shape == (40, 36, 4)
+        assert np.allclose(on_disk.affine, oblique_affine, atol=1e-5)
+        label_map = np.asarray(on_disk.dataobj)
+        assert set(np.unique(label_map)) == {0, 5}
+        # The box spans the slices 1 and 2.
+        assert not label_map[..., [0, 3]].any()
+        # The nodes fill about a fifth of these slices.
+        shares.append((volume.array[label_map == 5] > 250).mean())
+    assert np.mean(shares) > 0.5
+    assert all(0 <= score <= 1 for score in result.final_scores.values())
+
+
+def kill_at(phantoms, state: Path, stage: str, count: int) -> None:
+    settings = phantoms.settings.model_copy(update={"state": state}).model_dump_json()
+    command = [sys.executable, "-c", textwrap.dedent(KILLED_RUN), str(phantoms.images), settings, stage, str(count)]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=START_TIMEOUT_S)
+    assert process.returncode == -signal.SIGKILL, process.stderr
+
+
+def kill_command_after(phantoms, state: Path, stage: str, *, out: Path) -> None:
+    """Kill `samcorrect loop` as soon as it says that a stage is done."""
+    where = ["--studies", str(phantoms.images), "--state", str(state), "--out", str(out)]
+    command = [sys.executable, "-m", "samcorrect.cli", "loop", *where, "--rounds", "1", *phantoms.options]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if line.startswith(stage):
+                process.kill()
+                break
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL, "".join(said)
+
+
+def inodes(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_ino for path in folder.rglob("*") if path.is_file()}

@@ -1,0 +1,86 @@
+"""Scores of labels of known quality."""
+
+import numpy as np
+import pytest
+
+from samcorrect.lib.errors import LabelError
+from samcorrect.lib.loop.cohort import best_labels, load_cohort
+from samcorrect.lib.loop.scoring import MIN_IMAGES_FOR_PEERS, explain, score_cohort, score_store
+
+
+def stored_scores(workspace) -> dict[str, float | None]:
+    ledger = workspace.store.ledger
+    return {image_id: ledger.quality(row.id)[0].score for image_id, row in best_labels(workspace).items()}
+
+
+@pytest.mark.slow
+def test_labels_that_are_off_score_below_the_others_with_a_reason(labelled):
+    workspace = labelled()
+    told = score_store(workspace)
+    assert (told["n_scored"], told["has_peers"]) == (10, True)
+    scores = stored_scores(workspace)
+    good = [score for image_id, score in scores.items() if image_id not in ("case2", "case5")]
+    pairs = [scores[bad] < score for bad in ("case2", "case5") for score in good]
+    assert np.mean(pairs) > 0.8
+    assert told["mean_score"] == pytest.approx(np.mean(list(scores.values())), abs=1e-4)
+    rows = workspace.store.ledger.quality(best_labels(workspace)["case2"].id)
+    assert set(rows) == {0, 3, 7}
+    assert rows[0].score == min(rows[3].score, rows[7].score)
+    assert any("outline differs" in reason or "overlaps little" in reason for reason in rows[0].reasons)
+    assert rows[3].expected_dice_low <= rows[3].expected_dice <= rows[3].expected_dice_high
+    assert {row.id: row.queue_score for row in workspace.store.ledger.images()} == scores
+
+
+def test_the_same_seed_gives_the_same_scores_and_another_one_others(labelled):
+    few = {"shares_trainings": False, "student_steps": 12}
+    one, same = labelled("one", **few), labelled("same", **few)
+    score_store(one)
+    score_store(same)
+    assert stored_scores(one) == stored_scores(same)
+    cohort = load_cohort(one, best_labels(one))
+    other = score_cohort(one, cohort, seed=99)
+    assert not np.allclose(other.scores, list(stored_scores(one).values()), equal_nan=True)
+
+
+@pytest.mark.slow
+def test_huang2023_scores_by_the_loss(labelled):
+    workspace = labelled(preset="huang2023")
+    cohort = load_cohort(workspace, best_labels(workspace))
+    scores = score_cohort(workspace, cohort, seed=0)
+    assert ((scores.scores > 0) & (scores.scores <= 1)).all()
+    assert np.argmin(scores.scores) in (2, 5)
+    assert np.isnan(scores.expected[0].mean).all()
+
+
+def test_below_eight_images_only_the_prompts_count_and_it_says_so(labelled):
+    workspace = labelled()
+    for number in range(MIN_IMAGES_FOR_PEERS - 1, 10):
+        workspace.store.ledger.quarantine(f"case{number}", "left out by the test")
+    told = score_store(workspace)
+    # These labels have no prompts, so nothing but their area speaks for or against them.
+    assert (told["n_scored"], told["has_peers"]) == (7, False)
+    features = workspace.store.ledger.quality(best_labels(workspace)["case0"].id)[7].features
+    assert features["peer_dice"] is None
+    assert features["cohort_area"] is not None
+
+
+def test_approved_labels_have_the_posterior_1(labelled, phantoms):
+    workspace = labelled(shares_trainings=False, student_steps=12)
+    workspace.store.submit_label("case2", phantoms.labels / "case1.png", tag="final", user="anna")
+    cohort = load_cohort(workspace, best_labels(workspace))
+    scores = score_cohort(workspace, cohort, seed=0)
+    assert scores.posterior[2].tolist() == [1, 1]
+    assert ((scores.posterior >= 0) & (scores.posterior <= 1)).all()
+
+
+def test_a_reason_names_the_structure_the_value_and_the_usual_one():
+    told = explain({"peer_dice": 0.5, "stability": 0.9}, {"peer_dice": 0.9, "stability": 0.92}, structure="heart")
+    assert len(told) == 1
+    assert told[0].startswith("heart: its area overlaps little")
+    assert told[0].endswith("(0.50, usual 0.90)")
+    assert explain({"peer_dice": np.nan}, {"peer_dice": 0.9}, structure="heart") == []
+
+
+def test_no_labels_is_a_fault(phantom_workspace):
+    with pytest.raises(LabelError, match="no image has a label yet"):
+        score_store(phantom_workspace())

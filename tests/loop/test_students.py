@@ -1,0 +1,72 @@
+"""Trainings on a cohort: out of fold, kept by their inputs."""
+
+import numpy as np
+import pytest
+
+from samcorrect.lib.loop.cohort import best_labels, load_cohort
+from samcorrect.lib.loop.students import out_of_fold_probs, train_on
+
+
+@pytest.fixture
+def cohort_of(labelled):
+    def of(**settings):
+        workspace = labelled(is_bad=lambda _: False, shares_trainings=False, **settings)
+        return workspace, load_cohort(workspace, best_labels(workspace))
+
+    return of
+
+
+@pytest.mark.slow
+def test_out_of_fold_students_see_half_of_the_images_each_and_predict_the_other(cohort_of):
+    workspace, cohort = cohort_of(student_steps=100)
+    seen: list[str] = []
+    probs = out_of_fold_probs(workspace, cohort, seed=3, progress=lambda stage, done, total: seen.append(stage))
+    assert probs.shape == (10, 3, 32, 32)
+    assert np.allclose(probs.sum(1), 1, atol=1e-4)
+    assert set(seen) == {"out-of-fold student A", "out-of-fold student B"}
+    # No student may lose a structure: a network whose last layers can die never predicts it, in half of the images.
+    for channel in (1, 2):
+        found, labels = probs.argmax(1) == channel, cohort.targets == channel
+        overlap = 2 * (found & labels).sum((1, 2)) / (found.sum((1, 2)) + labels.sum((1, 2)))
+        assert overlap.min() > 0.3
+        assert overlap.mean() > 0.6
+    models = list((workspace.store.state_dir / "models").glob("*.pt"))
+    assert len(models) == 2
+
+
+def test_no_prediction_comes_from_a_student_that_saw_the_image(cohort_of):
+    workspace, cohort = cohort_of(student_steps=5)
+    probs = out_of_fold_probs(workspace, cohort, seed=3)
+    order = np.random.default_rng(3).permutation(10)
+    spoiled = int(order[0])
+    cohort.targets[cohort.spans[spoiled]] = 0
+    again = out_of_fold_probs(workspace, cohort, seed=3)
+    unchanged = [n for n in range(10) if np.array_equal(probs[n], again[n])]
+    # The spoiled label taught one student; that one predicts only images of the other fold.
+    assert sorted(unchanged) == sorted(order[0::2].tolist())
+    assert spoiled in unchanged
+
+
+def test_a_training_depends_on_seed_and_data_alone(cohort_of):
+    workspace, cohort = cohort_of()
+    workspace = workspace.with_settings(student_steps=3)
+    numbers = np.arange(4)
+    one = train_on(workspace, cohort, numbers, name="a", seed=1)
+    (workspace.store.state_dir / one.path).unlink()
+    again = train_on(workspace, cohort, numbers, name="b", seed=1)
+    other = train_on(workspace, cohort, numbers, name="c", seed=2)
+    assert (one.path, one.student.digest, one.losses) == (again.path, again.student.digest, again.losses)
+    assert other.path != one.path
+
+
+def test_a_torn_file_is_trained_anew_and_that_is_logged(cohort_of, caplog):
+    workspace, cohort = cohort_of()
+    workspace = workspace.with_settings(student_steps=3)
+    trained = train_on(workspace, cohort, np.arange(4), name="a", seed=1)
+    path = workspace.store.state_dir / trained.path
+    whole = path.read_bytes()
+    path.write_bytes(whole[:1000])
+    assert train_on(workspace, cohort, np.arange(4), name="a", seed=1).student.digest == trained.student.digest
+    assert path.read_bytes() == whole
+    assert "trained anew" in caplog.text
+    assert "cannot be loaded as a student" in caplog.text

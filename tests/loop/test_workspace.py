@@ -1,0 +1,46 @@
+"""The workspace: where its protocol comes from, and what its changes keep."""
+
+import pytest
+
+from samcorrect.lib.errors import ProtocolError, StoreError
+from samcorrect.lib.loop.workspace import open_workspace
+from samcorrect.lib.settings import Settings
+
+ONE_STRUCTURE = "structures: [{name: organ, index: 4, prompt: {source: box, xyxy: [0, 0, 1, 1]}}]"
+
+
+def test_the_protocol_of_the_studies_folder_is_found(make_studies):
+    studies = make_studies("a.png")
+    (studies / "protocol.yaml").write_text(ONE_STRUCTURE)
+    workspace = open_workspace(studies, Settings(threads=1))
+    assert workspace.require_protocol().indices == (4,)
+    assert workspace.student() is None
+
+
+def test_a_protocol_that_is_given_wins(make_studies, tmp_path):
+    studies = make_studies("a.png")
+    (studies / "protocol.yaml").write_text(ONE_STRUCTURE)
+    (tmp_path / "other.yaml").write_text(ONE_STRUCTURE.replace("4", "9"))
+    workspace = open_workspace(studies, Settings(threads=1, protocol=tmp_path / "other.yaml"))
+    assert workspace.require_protocol().indices == (9,)
+
+
+def test_no_protocol_is_a_fault_only_once_it_is_needed(make_studies):
+    studies = make_studies("a.png")
+    workspace = open_workspace(studies, Settings(threads=1))
+    with pytest.raises(ProtocolError, match=r"no protocol: give --protocol FILE.*protocol\.yaml into"):
+        workspace.require_protocol()
+
+
+def test_a_missing_folder_or_protocol_is_named(make_studies, tmp_path):
+    with pytest.raises(StoreError, match="nowhere does not exist"):
+        open_workspace(tmp_path / "nowhere", Settings(threads=1))
+    with pytest.raises(ProtocolError, match=r"no protocol file at .*gone\.yaml"):
+        open_workspace(make_studies("a.png"), Settings(threads=1, protocol=tmp_path / "gone.yaml"))
+
+
+def test_other_settings_keep_store_and_caches(make_studies, tmp_path):
+    workspace = open_workspace(make_studies("a.png"), Settings(threads=1, seed=1), cache_dir=tmp_path / "cache")
+    changed = workspace.with_settings(seed=5)
+    assert (changed.settings.seed, workspace.settings.seed) == (5, 1)
+    assert (changed.store, changed.cache_dir) == (workspace.store, tmp_path / "cache")
