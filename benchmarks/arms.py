@@ -95,7 +95,8 @@ def _over_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _case_means(runs: list[dict[str, Any]], arm: str) -> np.ndarray:
     cases = runs[0]["case_dice"][arm]
-    return np.array([np.mean([run["case_dice"][arm][case] for run in runs]) for case in cases], dtype=np.float64)
+    values = [[run["case_dice"][arm][case] for run in runs] for case in cases]
+    return np.nanmean(np.array(values, dtype=np.float64), axis=1)
 
 
 def _print_tables(document: dict[str, Any]) -> None:
@@ -111,7 +112,7 @@ def _print_tables(document: dict[str, Any]) -> None:
     for seed, run in document["seeds"].items():
         quality, correction = run["quality"], run["correction"]
         told = {k: quality[k] for k in ("spearman", "auroc_dice_below_0.8", "auroc_dice_below_0.9")}
-        told |= {k: v for k, v in correction.items() if k != "rounds"}
+        told |= correction
         print(f"seed {seed}: {told} in {run['wall_s']} s")
 
 

@@ -6,7 +6,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,6 +38,8 @@ from samcorrect.lib.loop.rounds import run_loop
 from samcorrect.lib.loop.scoring import score_store
 from samcorrect.lib.settings import Settings
 
+# Done, but some input could not be used.
+EXIT_SET_ASIDE = 3
 # The demo has to end within minutes on two cores.
 DEMO_ROUNDS, DEMO_STEPS, DEMO_CANDIDATES = 1, 120, 8
 
@@ -88,9 +90,9 @@ def _loop(parsed: argparse.Namespace, settings: Settings) -> int:
     _require_outside(parsed.out, parsed.studies)
     # Before hours of work, not after them.
     if truth is not None:
-        truth.require_any_of(parsed.studies)
+        truth.check(parsed.studies)
     if test is not None:
-        test[1].require_any_of(test[0])
+        test[1].check(test[0])
     with _progress() as progress:
         result = run_loop(workspace, progress=progress)
         comparison = None
@@ -100,13 +102,12 @@ def _loop(parsed: argparse.Namespace, settings: Settings) -> int:
         json_path, html_path = write_report(workspace, result, parsed.out, truth=truth, comparison=comparison)
     report = json.loads(json_path.read_text(encoding="utf-8"))
     for name, arm in report["arms"].items():
-        low, high = arm["dice_ci95"]
-        dice = f"Dice {arm['dice_mean']:.3f} [{low:.3f}, {high:.3f}]"
-        print(f"{name:24s} {dice}  surface Dice {arm['surface_dice_mean']:.3f}  n {arm['n']}")
-    for fault in report["quarantined"]:
-        print(f"set aside: {fault['image']}: {fault['reason']}")
+        low, high = (_shown(bound) for bound in arm["dice_ci95"])
+        dice = f"Dice {_shown(arm['dice_mean'])} [{low}, {high}]"
+        print(f"{name:24s} {dice}  surface Dice {_shown(arm['surface_dice_mean'])}  n {arm['n']}")
+    code = _tell_set_aside([(fault["image"], fault["reason"]) for fault in report["quarantined"]])
     print(f"report: {html_path}\nserve the result: {report['serve_command'].replace('samcorrect', _program(), 1)}")
-    return 0
+    return code
 
 
 def _serve(parsed: argparse.Namespace, settings: Settings) -> int:
@@ -122,9 +123,7 @@ def _stage(parsed: argparse.Namespace, settings: Settings, stage: Callable[..., 
     with _progress() as progress:
         told = stage(workspace, progress=progress)
     _print_table({key: value for key, value in told.items() if key != "losses"})
-    for image_id, reason in workspace.store.ledger.quarantined():
-        print(f"set aside: {image_id}: {reason}")
-    return 0
+    return _tell_set_aside(workspace.store.ledger.quarantined())
 
 
 def _next(parsed: argparse.Namespace, settings: Settings) -> int:
@@ -178,7 +177,7 @@ def _import_labels(parsed: argparse.Namespace, settings: Settings) -> int:
         print(f"no image of this name: {name}")
     for name, reason in told["refused"]:
         print(f"refused: {name}: {reason}", file=sys.stderr)
-    return 1 if told["refused"] else 0
+    return EXIT_SET_ASIDE if told["refused"] else 0
 
 
 def _export(parsed: argparse.Namespace, settings: Settings) -> int:
@@ -188,7 +187,7 @@ def _export(parsed: argparse.Namespace, settings: Settings) -> int:
     with _progress() as progress:
         told = export_labels(workspace, parsed.out, file_format=parsed.format, states=states, progress=progress)
     print(f"{told['n_exported']} label(s) exported; where each comes from: {told['manifest']}")
-    return 0
+    return _tell_set_aside(told["refused"])
 
 
 def _models(parsed: argparse.Namespace, settings: Settings) -> int:
@@ -209,10 +208,21 @@ def _require_outside(out: Path, studies: Path) -> None:
         raise SettingsError(f"--out {out} lies in the studies folder {studies}, where labels would be taken for images")
 
 
+def _tell_set_aside(faults: Sequence[tuple[str, str]]) -> int:
+    """Print what could not be used; returns the exit code, which is not 0 although the others were processed."""
+    for name, reason in faults:
+        print(f"set aside: {name}: {reason}")
+    return EXIT_SET_ASIDE if faults else 0
+
+
 def _program() -> str:
     """How this program was called, so that the command it prints works outside of its virtual environment too."""
     path = Path(sys.argv[0])
     return shlex.quote(os.path.relpath(path)) if path.is_absolute() and path.is_file() else "samcorrect"
+
+
+def _shown(value: float | None) -> str:
+    return "not defined" if value is None else f"{value:.3f}"
 
 
 def _print_table(told: dict) -> None:

@@ -288,3 +288,24 @@ def test_an_image_with_the_longest_name_that_a_file_can_have_takes_labels(make_s
     name = "x" * 251
     store = LabelStore(make_studies(f"{name}.png"))
     assert np.array_equal(store.read_label(save(store, name)), square())
+
+
+def test_what_a_run_ends_with_becomes_the_best_label_again_unless_a_person_has_spoken(store):
+    first = save(store)
+    corrected = save(store, tag="corrected", label_map=square(start=5))
+    assert store.make_best(corrected).id == corrected.id
+    entered = store.make_best(first)
+    assert entered.id > corrected.id
+    assert (entered.path, entered.tag, entered.parent_id) == (first.path, "original", first.id)
+    assert store.ledger.best_label("a").id == entered.id
+    assert store.make_best(first).id == entered.id
+    path = store.state_dir / "submitted.nii.gz"
+    write_label_map(path, square(2), LPS_TO_RAS)
+    final = store.submit_label("a", path, tag="final", user="ann")
+    assert store.make_best(corrected).id == corrected.id
+    assert store.ledger.best_label("a").id == final.id
+
+
+def test_a_boxes_file_knows_an_image_by_its_path_below_the_studies(store, tmp_path):
+    assert store.image_name(store.studies / "sub" / "b 1.png") == "sub/b 1.png"
+    assert store.image_name(tmp_path / "elsewhere" / "c.png") == "c.png"

@@ -129,19 +129,22 @@ def test_a_quarantined_image_is_in_no_stage_until_it_is_released(ledger):
 # Labels
 
 
-def test_the_best_label_is_final_over_corrected_over_original_and_the_newest_of_each(ledger):
+def test_the_best_label_is_a_persons_else_the_newest_of_the_machines(ledger):
     assert ledger.best_label("a") is None
-    rows = [ledger.add_label(label_row("a", tag)) for tag in ("corrected", "original", "original")]
-    assert ledger.best_label("a").id == rows[0].id
+    rows = [ledger.add_label(label_row("a", tag)) for tag in ("original", "original", "corrected")]
+    assert ledger.best_label("a").id == rows[2].id
+    # An original made after the correction, by another protocol or imported, is not hidden by it.
+    newer = ledger.add_label(label_row("a", "original"))
+    assert ledger.best_label("a").id == newer.id
     final = [ledger.add_label(label_row("a", "final")) for _ in range(2)]
     ledger.add_label(label_row("a", "corrected"))
     assert ledger.best_label("a").id == final[1].id
-    assert ledger.latest_label("a", "original").id == rows[2].id
+    assert ledger.latest_label("a", "original").id == newer.id
     assert ledger.latest_label("b", "original") is None
     newest = ledger.latest_labels()
     assert {key: row.id for key, row in newest.items()} == {
         ("a", "corrected"): final[1].id + 1,
-        ("a", "original"): rows[2].id,
+        ("a", "original"): newer.id,
         ("a", "final"): final[1].id,
     }
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from samcorrect.lib.errors import RequestError, StoreError
-from samcorrect.lib.store.studies import check_image_id, require_images, scan_studies
+from samcorrect.lib.store.studies import LEDGER_NAME, check_image_id, require_images, scan_studies
 
 
 def test_images_are_listed_by_their_path_without_the_suffix_in_order_of_id(make_studies):
@@ -36,9 +36,10 @@ def test_a_missing_folder_and_a_file_in_its_place_are_store_errors(tmp_path, nam
 
 def test_hidden_folders_the_hosts_labels_and_the_state_folder_are_passed_over(make_studies):
     studies = make_studies(
-        "a.png", ".hidden/b.png", ".c.png", "labels/final/a.png", "state/labels/a/1.png", "x/.y/d.png"
+        "a.png", ".hidden/b.png", ".c.png", "labels/final/a.png", "x/state/labels/a/1.png", "x/.y/d.png"
     )
-    found, refused = scan_studies(studies, skip=studies / "state")
+    (studies / "x" / "state" / LEDGER_NAME).touch()
+    found, refused = scan_studies(studies)
     assert [image.id for image in found] == ["a"]
     assert refused == []
 

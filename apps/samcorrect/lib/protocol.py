@@ -3,7 +3,7 @@
 import csv
 import hashlib
 import io
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
 import numpy as np
@@ -93,7 +93,7 @@ class Protocol(_Strict):
         """The structure's box in one image.
 
         Args:
-            image_name: File name of the image, as the boxes file has it.
+            image_name: The image as the boxes file has it: its path below the studies folder, or its file name alone.
             shape_hwd: Voxels along the three array axes.
 
         Returns:
@@ -108,7 +108,8 @@ class Protocol(_Strict):
             return prompt.relative() * shape
         if isinstance(prompt, StudentPrompt):
             return None
-        values = self.boxes.get((image_name, structure.name))
+        name = structure.name
+        values = self.boxes.get((image_name, name), self.boxes.get((PurePosixPath(image_name).name, name)))
         if values is None:
             raise ProtocolError(f"{image_name}: {prompt.path} has no row for the label {structure.name!r}")
         x0, y0, x1, y1, z0, z1 = values if len(values) == 6 else (*values, 0.0, float(shape_hwd[2]))

@@ -84,6 +84,11 @@ def bootstrap_mean(values: np.ndarray, *, seed: int = 0) -> MeanWithInterval:
     return MeanWithInterval(float(defined.mean()), sd, (float(low), float(high)), len(defined))
 
 
+def rounded(value: float) -> float | None:
+    """A number for JSON: six decimals, or None where it is not defined, since JSON has no nan."""
+    return round(float(value), 6) if np.isfinite(value) else None
+
+
 def _joint_box(mask: np.ndarray, other: np.ndarray) -> tuple[slice, ...]:
     """Slices around both masks with one voxel of margin: surfaces are found without searching the whole image."""
     both = mask | other

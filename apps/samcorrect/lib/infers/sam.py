@@ -22,7 +22,7 @@ class SamTask(MaskTask):
 
     def segment(self, infer_request: InferRequest, volume: Volume, request: Mapping[str, Any]) -> Segmented:
         """Choose among SAM's candidates of every structure."""
-        made = pseudo_label_image(self.workspace, volume, infer_request.image_path.name)
+        made = pseudo_label_image(self.workspace, volume, self.workspace.store.image_name(infer_request.image_path))
         sam = self.workspace.sam
         return Segmented(
             label_map=made.label_map,

@@ -3,7 +3,7 @@ seed.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from samcorrect.lib.core.metrics import rounded
 from samcorrect.lib.loop.cohort import Cohort, load_cohort
 from samcorrect.lib.loop.evaluation import (
     Case,
@@ -32,6 +33,7 @@ from samcorrect.lib.store.schema import LabelVersionRow
 from samcorrect.lib.transforms.frame import labels_to_frame
 
 PRESETS = ("samcorrect", "huang2023")
+TRAINED_ARMS = ("sam_to_student", "sam_search_to_student", "huang2023", "samcorrect", "supervised")
 COMPARISONS = (
     ("samcorrect", "sam_to_student"),
     ("samcorrect", "huang2023"),
@@ -63,7 +65,8 @@ def compare(
         progress: Told about every stage.
 
     Returns:
-        `arms`, `comparisons`, `evaluated_on` and `label_dice` (mean true Dice of both presets' labels).
+        `arms`, `comparisons`, `evaluated_on`, `label_dice` (mean true Dice of both presets' labels), `case_dice`, and
+        `test_quarantined`, the (image id, reason) of test images that cannot be read.
     """
     protocol, studies = workspace.require_protocol(), workspace.store.studies
     arms_dir = out_dir / "arms" / _name_of(studies, test[0] if test else studies)
@@ -74,38 +77,40 @@ def compare(
             results[preset] = (other, run_loop(other, progress=_named(progress, preset)))
     store = LabelStore(test[0], arms_dir / "test") if test else workspace.store
     cases = load_cases(store, test[1] if test else truth, protocol)
-    box_workspace, box_result = results["huang2023"]
-    searched_workspace, searched_result = results["samcorrect"]
     baselines = _side_workspace(workspace, arms_dir / "baselines")
-
-    def train(name: str, cohort: Cohort) -> Student:
-        seed = workspace.settings.seed + 10 * SEED_STRIDE
-        named = _named(progress, name)
-        return train_on(baselines, cohort, np.arange(len(cohort)), name="student", seed=seed, progress=named).student
-
-    students = {
-        "sam_to_student": train("sam_to_student", load_cohort(box_workspace, box_result.labels_first)),
-        "sam_search_to_student": train(
-            "sam_search_to_student", load_cohort(searched_workspace, searched_result.labels_first)
-        ),
-        "huang2023": last_student(box_workspace, box_result),
-        "samcorrect": last_student(searched_workspace, searched_result),
-        "supervised": train("supervised", _true_cohort(box_workspace, box_result.labels_first, truth)),
-    }
-    scores = {
-        "sam_only": evaluate_cases(cases, _sam_predictor(box_workspace.with_settings(n_candidates=1)), protocol.indices)
-    }
+    students = _train_arms(baselines, results, truth, progress)
+    box_only = results["huang2023"][0].with_settings(n_candidates=1)
+    scores = {"sam_only": evaluate_cases(cases, _sam_predictor(box_only), protocol.indices)}
     for name, student in students.items():
-        scores[name] = evaluate_cases(
-            cases, lambda case, student=student: student.predict(case.volume.array), protocol.indices
-        )
+        scores[name] = evaluate_cases(cases, _student_predictor(student), protocol.indices)
     return {
         "arms": {name: summarise_arm(s, protocol.names, is_prompted=name == "sam_only") for name, s in scores.items()},
         "comparisons": {f"{a} - {b}": compare_arms(scores[a], scores[b]) for a, b in COMPARISONS},
         "evaluated_on": "test images" if test else "the studies themselves: supervised has seen these labels",
         "label_dice": {preset: _label_dice(*results[preset], truth) for preset in PRESETS},
         "case_dice": {name: _by_case(cases, s) for name, s in scores.items()},
+        "test_quarantined": store.ledger.quarantined() if test else [],
     }
+
+
+def _train_arms(
+    baselines: Workspace, results: Mapping[str, tuple[Workspace, RunResult]], truth: GroundTruth, progress: Progress
+) -> dict[str, Student]:
+    """The student of each arm; those without rounds of their own are trained here, from the same seed."""
+    box_workspace, box_result = results["huang2023"]
+    searched_workspace, searched_result = results["samcorrect"]
+    cohorts = {
+        "sam_to_student": load_cohort(box_workspace, box_result.labels_first),
+        "sam_search_to_student": load_cohort(searched_workspace, searched_result.labels_first),
+        "supervised": _true_cohort(box_workspace, box_result.labels_first, truth),
+    }
+    seed = baselines.settings.seed + 10 * SEED_STRIDE
+    students = {}
+    for name, cohort in cohorts.items():
+        everything, named = np.arange(len(cohort)), _named(progress, name)
+        students[name] = train_on(baselines, cohort, everything, name="student", seed=seed, progress=named).student
+    students |= {preset: last_student(*results[preset]) for preset in PRESETS}
+    return {name: students[name] for name in TRAINED_ARMS}
 
 
 def last_student(workspace: Workspace, result: RunResult) -> Student:
@@ -117,9 +122,7 @@ def last_student(workspace: Workspace, result: RunResult) -> Student:
 
 def _by_case(cases: list[Case], scores: CaseScores) -> dict[str, float | None]:
     values = scores.case_dice
-    return {
-        case.image_id: round(float(v), 6) if np.isfinite(v) else None for case, v in zip(cases, values, strict=True)
-    }
+    return {case.image_id: rounded(v) for case, v in zip(cases, values, strict=True)}
 
 
 def _name_of(*folders: Path) -> str:
@@ -142,19 +145,21 @@ def _true_cohort(workspace: Workspace, labels: Mapping[str, LabelVersionRow], tr
     return replace(cohort, targets=torch.cat(targets))
 
 
-def _sam_predictor(workspace: Workspace):
+def _student_predictor(student: Student) -> Callable[[Case], np.ndarray]:
+    return lambda case: student.predict(case.volume.array)
+
+
+def _sam_predictor(workspace: Workspace) -> Callable[[Case], np.ndarray]:
     def predict(case: Case) -> np.ndarray:
         return pseudo_label_image(workspace, case.volume, case.file_name).label_map
 
     return predict
 
 
-def _label_dice(workspace: Workspace, result: RunResult, truth: GroundTruth) -> dict[str, float]:
-    first, last = (label_dice(workspace, labels, truth) for labels in (result.labels_first, result.labels_last))
-    return {
-        "before": round(float(np.nanmean(list(first.values()))), 6),
-        "after": round(float(np.nanmean(list(last.values()))), 6),
-    }
+def _label_dice(workspace: Workspace, result: RunResult, truth: GroundTruth) -> dict[str, float | None]:
+    stages = {"before": result.labels_first, "after": result.labels_last}
+    dice = {stage: list(label_dice(workspace, labels, truth).values()) for stage, labels in stages.items()}
+    return {stage: rounded(np.nanmean(v)) if np.isfinite(v).any() else None for stage, v in dice.items()}
 
 
 def _named(progress: Progress, arm: str) -> Progress:

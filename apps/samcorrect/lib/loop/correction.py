@@ -253,7 +253,7 @@ def _sam_candidates(
     if not label.prompts or box_of_mask(prediction) is None:
         return {}
     volume = workspace.store.read_image(row.id)
-    masks = find_candidates(workspace, volume, Path(row.path).name)[k].masks
+    masks = find_candidates(workspace, volume, workspace.store.image_name(Path(row.path)))[k].masks
     side = prediction.shape[-1]
     small = [to_frame(m.astype(np.float32).transpose(1, 2, 0), side).numpy() for m in masks]
     overlaps = [2 * ((m > 0.5) & prediction).sum() / max(1, (m > 0.5).sum() + prediction.sum()) for m in small]

@@ -7,19 +7,28 @@ from typing import Any
 
 import numpy as np
 
-from samcorrect.lib.core.metrics import N_BOOTSTRAP, auroc_below, bootstrap_mean, dice, rank_correlation, surface_dice
+from samcorrect.lib.core.metrics import (
+    N_BOOTSTRAP,
+    auroc_below,
+    bootstrap_mean,
+    dice,
+    rank_correlation,
+    rounded,
+    surface_dice,
+)
 from samcorrect.lib.errors import ImageError, LabelError, StoreError
 from samcorrect.lib.loop.rounds import RunResult
 from samcorrect.lib.loop.workspace import Workspace
 from samcorrect.lib.protocol import Protocol
 from samcorrect.lib.store.labels import LabelStore
 from samcorrect.lib.store.studies import scan_studies
-from samcorrect.lib.store.volumes import Volume, align_label_map, read_label_map
+from samcorrect.lib.store.volumes import Volume, align_label_map, read_image, read_label_map
 
 # In units of the smallest voxel side; the field's usual tolerance for organs at 1 mm.
 SURFACE_TOLERANCE_VOX = 2.0
 AUROC_THRESHOLDS = (0.8, 0.9)
 GOOD_DICE, HARM = 0.95, 0.01
+MAX_FAULTS = 5
 
 
 @dataclass(frozen=True)
@@ -58,12 +67,27 @@ class GroundTruth:
     def __contains__(self, image_id: str) -> bool:
         return image_id in self._files
 
-    def require_any_of(self, images: Path) -> None:
-        """Raises LabelError where no image of a folder has ground truth."""
-        if not any(file.id in self for file in scan_studies(images)[0]):
+    def check(self, images: Path) -> None:
+        """Read every label map against its image, so that a fault is told before hours of work and not after them.
+
+        Raises:
+            LabelError: No image of the folder has ground truth, or some label maps are on another grid or unreadable.
+        """
+        matched = [file for file in scan_studies(images)[0] if file.id in self]
+        if not matched:
             raise LabelError(
                 f"no file in {self.folder} has the name of an image in {images}; a ground truth is named like its image"
             )
+        faults = []
+        for file in matched:
+            try:
+                self.label_map(file.id, read_image(file.path))
+            except LabelError as error:
+                faults.append(str(error))
+            except ImageError:
+                continue  # the run sets the image aside and says why
+        if faults:
+            raise LabelError(f"{len(faults)} ground truth(s) cannot be used: " + "; ".join(faults[:MAX_FAULTS]))
 
     def label_map(self, image_id: str, volume: Volume) -> np.ndarray:
         """The true label map on the image's grid. Raises LabelError or GeometryError."""
@@ -71,7 +95,7 @@ class GroundTruth:
 
 
 def load_cases(store: LabelStore, truth: GroundTruth, protocol: Protocol) -> list[Case]:
-    """Every readable image of a store that has ground truth.
+    """Every readable image of a store that has ground truth; those that cannot be read are quarantined.
 
     Raises:
         LabelError: None has, or a true label holds none of the protocol's indices in the whole set.
@@ -81,9 +105,10 @@ def load_cases(store: LabelStore, truth: GroundTruth, protocol: Protocol) -> lis
         if row.id in truth:
             try:
                 volume = store.read_image(row.id)
-            except ImageError:
-                continue  # a run quarantines it with the reason; it cannot be evaluated
-            cases.append(Case(row.id, Path(row.path).name, volume, truth.label_map(row.id, volume)))
+            except ImageError as error:
+                store.ledger.quarantine(row.id, str(error))
+                continue
+            cases.append(Case(row.id, store.image_name(Path(row.path)), volume, truth.label_map(row.id, volume)))
     if not cases:
         raise LabelError(f"no file in {truth.folder} has the name of an image; a ground truth is named like its image")
     present = set().union(*(np.unique(case.truth).tolist() for case in cases))
@@ -117,16 +142,16 @@ def summarise_arm(scores: CaseScores, names: Sequence[str], *, is_prompted: bool
     for k, name in enumerate(names):
         of_name, of_surface = bootstrap_mean(scores.dice[:, k]), bootstrap_mean(scores.surface_dice[:, k])
         structures[name] = {
-            "dice_mean": _number(of_name.mean),
-            "dice_sd": _number(of_name.sd),
-            "surface_dice_mean": _number(of_surface.mean),
+            "dice_mean": rounded(of_name.mean),
+            "dice_sd": rounded(of_name.sd),
+            "surface_dice_mean": rounded(of_surface.mean),
         }
     return {
-        "dice_mean": _number(summary.mean),
-        "dice_sd": _number(summary.sd),
-        "dice_ci95": [_number(v) for v in summary.ci95],
-        "surface_dice_mean": _number(surface.mean),
-        "surface_dice_sd": _number(surface.sd),
+        "dice_mean": rounded(summary.mean),
+        "dice_sd": rounded(summary.sd),
+        "dice_ci95": [rounded(v) for v in summary.ci95],
+        "surface_dice_mean": rounded(surface.mean),
+        "surface_dice_sd": rounded(surface.sd),
         "n": summary.n,
         "is_prompted": is_prompted,
         "structures": structures,
@@ -137,8 +162,8 @@ def compare_arms(one: CaseScores, other: CaseScores, *, seed: int = 0) -> dict[s
     """Paired difference of the mean Dice, one - other, with its 95% bootstrap interval over cases."""
     difference = bootstrap_mean(one.case_dice - other.case_dice, seed=seed)
     return {
-        "dice_difference_mean": _number(difference.mean),
-        "ci95": [_number(v) for v in difference.ci95],
+        "dice_difference_mean": rounded(difference.mean),
+        "ci95": [rounded(v) for v in difference.ci95],
         "n": difference.n,
         "n_bootstrap": N_BOOTSTRAP,
     }
@@ -168,9 +193,9 @@ def evaluate_quality(
     truth = np.array([true_dice[i] for i in ids]).reshape(len(ids), -1)
 
     def measures(s: np.ndarray, d: np.ndarray) -> dict[str, Any]:
-        measured = {"spearman": _number(rank_correlation(s, d)), "n": int((np.isfinite(s) & np.isfinite(d)).sum())}
+        measured = {"spearman": rounded(rank_correlation(s, d)), "n": int((np.isfinite(s) & np.isfinite(d)).sum())}
         for threshold in AUROC_THRESHOLDS:
-            measured[f"auroc_dice_below_{threshold}"] = _number(auroc_below(s, d, threshold))
+            measured[f"auroc_dice_below_{threshold}"] = rounded(auroc_below(s, d, threshold))
             measured[f"n_dice_below_{threshold}"] = int((d < threshold).sum())
         return measured
 
@@ -184,6 +209,8 @@ def evaluate_correction(
     """True Dice of the structures that any round flagged, before the first and after the last round, and what became of
     the others.
     """
+    if not before:
+        return {}
     n_structures = len(next(iter(before.values())))
     flagged = {image_id: np.zeros(n_structures, bool) for image_id in before}
     for told in result.rounds:
@@ -211,8 +238,4 @@ def evaluate_correction(
 def _mean(values: np.ndarray) -> float | None:
     defined = np.asarray(values, dtype=np.float64)
     defined = defined[np.isfinite(defined)]
-    return _number(float(defined.mean())) if len(defined) else None
-
-
-def _number(value: float) -> float | None:
-    return round(float(value), 6) if np.isfinite(value) else None
+    return rounded(float(defined.mean())) if len(defined) else None

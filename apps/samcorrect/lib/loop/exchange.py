@@ -13,7 +13,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from samcorrect.lib.errors import LabelError, RequestError, WeightsError
+from samcorrect.lib.errors import ImageError, LabelError, RequestError, WeightsError
 from samcorrect.lib.loop.cohort import best_labels
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
 from samcorrect.lib.networks.student import load_student
@@ -87,7 +87,7 @@ def export_labels(
         progress: Told about each label.
 
     Returns:
-        `n_exported` and `manifest`, its path.
+        `n_exported`, `manifest`, its path, and `refused`, (image id, reason) of what cannot be read.
 
     Raises:
         RequestError: Unknown format or state, a folder that is not empty, or two images of one nnU-Net name.
@@ -109,17 +109,20 @@ def export_labels(
     if file_format == "nnunet" and max(cases.values()) > 1:
         shared = ", ".join(sorted(case for case, count in cases.items() if count > 1)[:3])
         raise RequestError(f"more than one image would be called {shared} in nnU-Net's flat folder; rename the files")
-    records = []
+    records, refused = [], []
     for done, label in enumerate(labels):
-        records.append(_export_one(workspace, out_dir, label, file_format))
+        try:
+            records.append(_export_one(workspace, out_dir, label, file_format))
+        except (ImageError, LabelError) as error:
+            refused.append((label.image_id, str(error)))
         progress("exporting labels", done + 1, len(labels))
     if file_format == "nnunet":
         write_bytes_atomically(
-            out_dir / "dataset.json", json.dumps(_nnunet_dataset(workspace, len(labels)), indent=1).encode()
+            out_dir / "dataset.json", json.dumps(_nnunet_dataset(workspace, len(records)), indent=1).encode()
         )
     manifest = out_dir / MANIFEST_NAME
     write_bytes_atomically(manifest, json.dumps({"format": file_format, "labels": records}, indent=1).encode())
-    return {"n_exported": len(records), "manifest": str(manifest)}
+    return {"n_exported": len(records), "manifest": str(manifest), "refused": refused}
 
 
 def import_model(workspace: Workspace, path: Path, *, promote: bool) -> dict[str, Any]:

@@ -52,13 +52,13 @@ def build_report(
             np.array([first[i] for i in ids], dtype=float).ravel().tolist(),
             np.array([before[i] for i in ids]).ravel().tolist(),
         )
+    compared = dict(comparison or {"arms": {}, "comparisons": {}})
+    set_aside = [*workspace.store.ledger.quarantined(), *compared.pop("test_quarantined", [])]
     report = {
-        **(comparison or {"arms": {}, "comparisons": {}}),
+        **compared,
         "quality": quality,
         "correction": counts,
-        "quarantined": [
-            {"image": image_id, "reason": reason} for image_id, reason in workspace.store.ledger.quarantined()
-        ],
+        "quarantined": [{"image": image_id, "reason": reason} for image_id, reason in set_aside],
         "rounds": [
             {key: told[key] for key in ("round", "n_flagged", "n_corrected", "mean_score")}
             | {"student": {k: v for k, v in told["student"].items() if k != "losses"}}

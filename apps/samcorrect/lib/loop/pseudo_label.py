@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from samcorrect.lib.core.metrics import rounded
 from samcorrect.lib.core.pseudo_label import CohortShape, choose_candidate, cohort_shape, mask_shapes, merge_structures
 from samcorrect.lib.core.quality import prompt_agreement
 from samcorrect.lib.errors import ImageError, ProtocolError
@@ -101,7 +102,7 @@ def pseudo_label_store(
     for done, row in enumerate(usable):
         started = time.monotonic()
         volume = workspace.store.read_image(row.id)
-        label = pseudo_label_image(workspace, volume, Path(row.path).name)
+        label = pseudo_label_image(workspace, volume, workspace.store.image_name(Path(row.path)))
         workspace.store.save_label_map(
             row.id,
             label.label_map,
@@ -136,7 +137,7 @@ def _file_sha256(row: ImageRow) -> str:
 def _try_candidates(workspace: Workspace, row: ImageRow) -> list[Candidates] | None:
     try:
         volume = workspace.store.read_image(row.id)
-        return find_candidates(workspace, volume, Path(row.path).name)
+        return find_candidates(workspace, volume, workspace.store.image_name(Path(row.path)))
     except (ImageError, ProtocolError) as error:
         workspace.store.ledger.quarantine(row.id, str(error))
         logger.warning("image %s is quarantined: %s", log_name(row.id), type(error).__name__)
@@ -163,8 +164,8 @@ def _assemble(workspace: Workspace, volume: Volume, candidates: list[Candidates]
             "candidate": number,
             "predicted_iou": float(found.predicted_iou[number]),
             "stability": float(found.stability[number]),
-            "prompt_agreement": _none_if_nan(prompt_agreement(found.masks)),
-            "usual_shape": [_none_if_nan(value) for value in _usual_shape(found)],
+            "prompt_agreement": rounded(prompt_agreement(found.masks)),
+            "usual_shape": [None if np.isnan(v) else float(v) for v in _usual_shape(found)],
         }
     info = {"structures": structures, "runtime": workspace.sam.runtime}
     return PseudoLabel(merge_structures(np.stack(soft), protocol.indices), prompts, info)
@@ -224,7 +225,3 @@ def _load_cohort(workspace: Workspace) -> list[CohortShape | None] | None:
     return [
         None if c is None else CohortShape(np.array(c["center"]), np.array(c["spread"])) for c in document["structures"]
     ]
-
-
-def _none_if_nan(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)

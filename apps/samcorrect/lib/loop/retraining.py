@@ -1,5 +1,6 @@
 """Stage 4: a student on the corrected, weighted labels, promoted only if it is not worse."""
 
+import hashlib
 import time
 from typing import Any
 
@@ -83,9 +84,11 @@ def retrain(
 
 
 def gate_split(cohort: Cohort) -> tuple[np.ndarray, np.ndarray]:
-    """Images to learn from, and approved ones held out for the gate (every second by id, once there are ten)."""
+    """Images to learn from, and approved ones held out for the gate once there are ten: by a digest of the id, so that
+    an image stays on its side whatever is approved later."""
     approved = np.flatnonzero(cohort.is_approved)
-    held_out = approved[::2] if len(approved) >= MIN_APPROVED_FOR_GATE else np.array([], dtype=int)
+    is_even = [hashlib.sha256(cohort.images[n].id.encode()).digest()[0] % 2 == 0 for n in approved]
+    held_out = approved[is_even] if len(approved) >= MIN_APPROVED_FOR_GATE else np.array([], dtype=int)
     return np.setdiff1d(np.arange(len(cohort)), held_out), held_out
 
 
@@ -122,7 +125,12 @@ def decide(
             created_at=time.time(),
         )
     )
+    if row.status != MODEL_CANDIDATE and (row.run_id, row.round) == (run_id, round_number) and run_id is not None:
+        # A killed round goes on after its decision: the candidate is not compared with itself.
+        return {"digest": row.digest, **row.metrics}
+    status = "promoted" if is_promoted else "refused"
     metrics = {
+        "status": status,
         "dice": None if np.isnan(candidate) else round(candidate, 6),
         "dice_before": None if before is None or np.isnan(before) else round(before, 6),
         "is_provisional": is_provisional,
@@ -130,7 +138,7 @@ def decide(
         "losses": trained.losses,
     }
     workspace.store.ledger.decide_model(row.id, is_promoted=is_promoted, metrics=metrics)
-    return {"digest": trained.student.digest, "status": "promoted" if is_promoted else "refused", **metrics}
+    return {"digest": trained.student.digest, **metrics}
 
 
 def _gate_dice(student: Student, cohort: Cohort, numbers: np.ndarray) -> float:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from samcorrect.lib.core.metrics import rounded
+from samcorrect.lib.errors import ImageError
 from samcorrect.lib.loop.cohort import Cohort, load_cohort
 from samcorrect.lib.loop.correction import correct_cohort, flag_labels, save_correction, trusted_only
 from samcorrect.lib.loop.pseudo_label import pseudo_label_store
@@ -100,13 +102,15 @@ def run_loop(workspace: Workspace, *, progress: Progress = no_progress) -> RunRe
         labels = _labels_after(workspace, labels, run.id, number)
     last = workspace.store.ledger.run(run.id).progress.get("final_scores")
     if last is None:
+        # What an earlier run left behind does not outrank what this run ends with.
+        labels = {image_id: workspace.store.make_best(label) for image_id, label in labels.items()}
         cohort = _with_labels(workspace, cohort, labels, progress)
         with result.timed("score"):
             scores = score_cohort(
                 workspace, cohort, seed=_round_seed(workspace, workspace.settings.rounds + 1), progress=progress
             )
             write_scores(workspace, cohort, scores)
-        last = {row.id: _none_if_nan(s) for row, s in zip(cohort.images, scores.scores, strict=True)}
+        last = {row.id: rounded(s) for row, s in zip(cohort.images, scores.scores, strict=True)}
         workspace.store.ledger.update_run(run.id, progress={"final_scores": last}, is_finished=True)
     result.final_scores = last
     # An image that could not be read any more was set aside on the way.
@@ -140,10 +144,10 @@ def _run_round(
         "round": number,
         "n_flagged": int(flagged.any(1).sum()),
         "n_corrected": len(corrections),
-        "mean_score": _none_if_nan(float(np.nanmean(scores.scores))) if np.isfinite(scores.scores).any() else None,
-        "scores": {row.id: _none_if_nan(s) for row, s in zip(cohort.images, scores.scores, strict=True)},
+        "mean_score": rounded(float(np.nanmean(scores.scores))) if np.isfinite(scores.scores).any() else None,
+        "scores": {row.id: rounded(s) for row, s in zip(cohort.images, scores.scores, strict=True)},
         "structure_scores": {
-            row.id: [_none_if_nan(v) for v in s] for row, s in zip(cohort.images, scores.structure_scores, strict=True)
+            row.id: [rounded(v) for v in s] for row, s in zip(cohort.images, scores.structure_scores, strict=True)
         },
         "flagged": {row.id: f.tolist() for row, f in zip(cohort.images, flagged, strict=True) if f.any()},
         "corrected": sorted(cohort.images[n].id for n in corrections),
@@ -187,9 +191,14 @@ def _open_run(workspace: Workspace) -> RunRow:
     }
     latest = ledger.latest_labels()
     start = {row.id: latest.get((row.id, TAG_FINAL)) or latest.get((row.id, TAG_ORIGINAL)) for row in ledger.images()}
-    labels = {image_id: label.id for image_id, label in start.items() if label is not None}
+    found = {image_id: label for image_id, label in start.items() if label is not None}
+    if not found:
+        faults = ledger.quarantined()
+        raise ImageError(f"none of the {len(faults)} image(s) can be used; the first fault: {faults[0][1]}")
+    labels = {image_id: label.id for image_id, label in found.items()}
+    contents = {image_id: label.content_sha256 for image_id, label in found.items()}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
-    key = hashlib.sha256(json.dumps(labels, sort_keys=True).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
     run, is_known = ledger.open_run(digest, config, {"key": key, "labels": labels})
     if is_known:
         logger.info("run %d goes on (%s)", run.id, "finished" if run.is_finished else "unfinished")
@@ -221,7 +230,3 @@ def _with_labels(
 
 def _round_seed(workspace: Workspace, number: int) -> int:
     return workspace.settings.seed * RUN_SEED_STRIDE + number * ROUND_SEED_STRIDE
-
-
-def _none_if_nan(value: float) -> float | None:
-    return None if np.isnan(value) else round(float(value), 6)

@@ -10,6 +10,7 @@ import torch
 
 from samcorrect.lib.core.calibration import ExpectedDice, prior_expected_dice
 from samcorrect.lib.core.losses import cross_entropy_map
+from samcorrect.lib.core.metrics import rounded
 from samcorrect.lib.core.quality import FEATURES, cohort_typicality, fuse_features, label_features
 from samcorrect.lib.core.reweighting import huang_weights, posterior_good
 from samcorrect.lib.loop.cohort import Cohort, best_labels, load_cohort
@@ -26,9 +27,9 @@ MAX_REASONS = 3
 # A feature this far below the cohort's median (in its own units) is worth telling a person.
 REASON_GAP = 0.08
 REASONS = {
-    "peer_surface_dice": "its outline differs from what students trained on other patients predict",
-    "peer_dice": "its area overlaps little with what students trained on other patients predict",
-    "band_softmin": "students trained on other patients are sure of another outline at some places",
+    "peer_surface_dice": "its outline differs from what students trained on other images predict",
+    "peer_dice": "its area overlaps little with what students trained on other images predict",
+    "band_softmin": "students trained on other images are sure of another outline at some places",
     "prompt_agreement": "small changes of the prompt give very different masks",
     "stability": "SAM's mask depends on its threshold",
     "predicted_iou": "SAM itself is not sure of this mask",
@@ -192,16 +193,12 @@ def _quality_row(
     return QualityRow(
         label_version_id=label_id,
         structure_index=index,
-        score=_none_if_nan(scores.structure_scores[number, k]),
-        expected_dice=_none_if_nan(expected.mean[number]),
-        expected_dice_low=_none_if_nan(expected.low[number]),
-        expected_dice_high=_none_if_nan(expected.high[number]),
-        posterior_good=_none_if_nan(scores.posterior[number, k]),
-        features={name: _none_if_nan(values[number]) for name, values in scores.features[k].items()},
+        score=rounded(scores.structure_scores[number, k]),
+        expected_dice=rounded(expected.mean[number]),
+        expected_dice_low=rounded(expected.low[number]),
+        expected_dice_high=rounded(expected.high[number]),
+        posterior_good=rounded(scores.posterior[number, k]),
+        features={name: rounded(values[number]) for name, values in scores.features[k].items()},
         reasons=reasons,
         created_at=now,
     )
-
-
-def _none_if_nan(value: float) -> float | None:
-    return None if np.isnan(value) else round(float(value), 6)

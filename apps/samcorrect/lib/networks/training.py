@@ -87,17 +87,7 @@ def train_network(
     network = build_network(config, seed=seed).train()
     average = torch.optim.swa_utils.AveragedModel(network, avg_fn=_warmed_up_average, use_buffers=True)
     optimiser = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY)
-    n_warmup = max(1, round(WARMUP_SHARE * steps))
-    scheduler = torch.optim.lr_scheduler.SequentialLR(
-        optimiser,
-        [
-            torch.optim.lr_scheduler.LinearLR(optimiser, 0.1, total_iters=n_warmup),
-            torch.optim.lr_scheduler.CosineAnnealingLR(
-                optimiser, max(1, steps - n_warmup), eta_min=0.01 * learning_rate
-            ),
-        ],
-        milestones=[n_warmup],
-    )
+    scheduler = _warm_up_and_decay(optimiser, steps)
     generator = torch.Generator().manual_seed(seed)
     use_bf16 = has_fast_bf16()
     losses: list[tuple[int, float]] = []
@@ -164,6 +154,15 @@ def augment(
         * (torch.rand(n_batch, generator=generator) * MAX_NOISE)[:, None, None]
     )
     return (moved.clamp(0, 1) ** gamma + noise).clamp(0, 1), moved_targets.round().long() + IGNORE, moved_weights
+
+
+def _warm_up_and_decay(optimiser: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """Linear warm-up from a tenth, then half a cosine down to a hundredth of the peak."""
+    n_warmup = max(1, round(WARMUP_SHARE * steps))
+    floor = 0.01 * optimiser.param_groups[0]["lr"]
+    warm_up = torch.optim.lr_scheduler.LinearLR(optimiser, 0.1, total_iters=n_warmup)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, steps - n_warmup), eta_min=floor)
+    return torch.optim.lr_scheduler.SequentialLR(optimiser, [warm_up, decay], milestones=[n_warmup])
 
 
 def _warmed_up_average(averaged: torch.Tensor, current: torch.Tensor, n_averaged: torch.Tensor | int) -> torch.Tensor:

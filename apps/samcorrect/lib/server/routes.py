@@ -29,7 +29,7 @@ def add_routes(app: FastAPI) -> None:
 
 
 @router.post("/infer/{model}", tags=["Infer"], summary="Run a model on an image")
-async def run_infer(
+def run_infer(
     background_tasks: BackgroundTasks,
     model: str,
     image: str = "",

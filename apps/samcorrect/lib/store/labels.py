@@ -51,13 +51,13 @@ class LabelStore:
         # The ledger keeps the paths of images: they must hold whatever folder the next command is started from.
         self.studies = studies.absolute()
         self.state_dir = (state_dir or studies / STATE_NAME).absolute()
-        found, refused = scan_studies(self.studies, skip=self.state_dir)
+        found, refused = scan_studies(self.studies)
         self.ledger = Ledger(self.state_dir)
         self.ledger.sync_images(found, refused)
 
     def rescan(self) -> None:
         """Note images that were added to the studies folder since."""
-        self.ledger.sync_images(*scan_studies(self.studies, skip=self.state_dir))
+        self.ledger.sync_images(*scan_studies(self.studies))
 
     def require_images(self) -> list[ImageRow]:
         """All usable images. Raises StoreError where there is none."""
@@ -69,6 +69,10 @@ class LabelStore:
     def read_image(self, image_id: str) -> Volume:
         """Read an image. Raises UnknownImageError or ImageError."""
         return read_image(Path(self.ledger.image(image_id).path))
+
+    def image_name(self, path: Path) -> str:
+        """What a boxes file calls an image: its path below the studies folder, or its name where it lies elsewhere."""
+        return path.relative_to(self.studies).as_posix() if path.is_relative_to(self.studies) else path.name
 
     def label_path(self, row: LabelVersionRow) -> Path:
         """Where a label version lies."""
@@ -164,6 +168,20 @@ class LabelStore:
         best = self.ledger.best_label(image_id)
         parent_id = best.id if best else None
         return self._enter(image_id, path, tag=tag, maker=f"user:{user}", parent_id=parent_id, info=info, prompts={})
+
+    def make_best(self, label: LabelVersionRow) -> LabelVersionRow:
+        """Enter a machine's label once more, as the newest version, unless the image's best label is equal or final.
+
+        Returns:
+            The best label where it is equal, the new version, or the label itself where a person's outranks it.
+        """
+        best = self.ledger.best_label(label.image_id)
+        if best is not None and best.content_sha256 == label.content_sha256:
+            return best
+        if best is None or best.tag == TAG_FINAL:
+            return label
+        columns = {c.key: getattr(label, c.key) for c in LabelVersionRow.__table__.columns if c.key != "id"}
+        return self.ledger.add_label(LabelVersionRow(**columns | {"parent_id": label.id, "created_at": time.time()}))
 
     def label(self, image_id: str, tag: str) -> LabelVersionRow:
         """The newest label of one tag. Raises UnknownImageError or UnknownLabelError."""

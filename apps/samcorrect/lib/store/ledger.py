@@ -26,9 +26,8 @@ from samcorrect.lib.store.schema import (
     QualityRow,
     RunRow,
 )
-from samcorrect.lib.store.studies import ImageFile
+from samcorrect.lib.store.studies import LEDGER_NAME, ImageFile
 
-LEDGER_NAME = "ledger.sqlite"
 BUSY_TIMEOUT_S = 30
 TAG_ORIGINAL, TAG_CORRECTED, TAG_FINAL = "original", "corrected", "final"
 TAGS = (TAG_ORIGINAL, TAG_CORRECTED, TAG_FINAL)

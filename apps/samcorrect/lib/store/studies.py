@@ -11,6 +11,8 @@ from samcorrect.lib.store.volumes import IMAGE_SUFFIXES, suffix_of
 
 # An id is a relative path without its suffix; nothing that climbs, hides or ends in a dot.
 ID_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_ .+()=@-]*(/[A-Za-z0-9_][A-Za-z0-9_ .+()=@-]*)*")
+# What marks a folder as the state of a store.
+LEDGER_NAME = "ledger.sqlite"
 MAX_ID_LENGTH = 255
 # The host keeps its labels here (monailabel/datastore/local.py:110).
 RESERVED_FOLDERS = frozenset({"labels"})
@@ -39,14 +41,14 @@ def check_image_id(image_id: str) -> str:
     return image_id
 
 
-def scan_studies(studies: Path, *, skip: Path | None = None) -> tuple[list[ImageFile], list[tuple[str, str]]]:
+def scan_studies(studies: Path) -> tuple[list[ImageFile], list[tuple[str, str]]]:
     """List the images below a studies folder in order of their ids.
 
-    Hidden files and folders, the host's `labels` folder, linked folders and `skip` are passed over.
+    Hidden files and folders, the host's `labels` folder, linked folders and state folders (which hold a ledger, and
+    label files that are no images) are passed over.
 
     Args:
         studies: The folder.
-        skip: A state folder, which may lie inside the studies and holds label files that are no images.
 
     Returns:
         The images, and (file, reason) for those that cannot be used because of their names.
@@ -59,11 +61,13 @@ def scan_studies(studies: Path, *, skip: Path | None = None) -> tuple[list[Image
     root = studies.resolve()
     images: dict[str, ImageFile] = {}
     refused: list[tuple[str, str]] = []
-    for path in sorted(studies.rglob("*")):
+    paths = sorted(studies.rglob("*"))
+    state_dirs = {path.parent for path in paths if path.name == LEDGER_NAME} - {studies}
+    for path in paths:
         relative = path.relative_to(studies)
         if any(part.startswith(".") for part in relative.parts) or relative.parts[0] in RESERVED_FOLDERS:
             continue
-        if skip is not None and path.is_relative_to(skip):
+        if not state_dirs.isdisjoint(path.parents):
             continue
         suffix = suffix_of(path)
         if not suffix or not path.is_file():
