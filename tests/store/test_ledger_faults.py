@@ -1,0 +1,39 @@
+"""Folders and files that cannot be a ledger."""
+
+from pathlib import Path
+
+import pytest
+
+from samcorrect.lib.errors import StoreError
+from samcorrect.lib.store.ledger import LEDGER_NAME, Ledger
+from samcorrect.lib.store.studies import ImageFile
+
+
+def test_a_file_that_is_no_ledger_is_a_store_error_and_is_left_as_it_is(tmp_path):
+    path = tmp_path / LEDGER_NAME
+    path.write_bytes(b"I am a text file, not a database. " * 100)
+    with pytest.raises(StoreError, match=r"cannot open the ledger in .*: file is not a database\. Give .* --state"):
+        Ledger(tmp_path)
+    assert path.read_bytes().startswith(b"I am a text file")
+
+
+def test_a_state_folder_that_cannot_be_made_is_a_store_error(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    for state in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/samcorrect")):
+        with pytest.raises(StoreError, match=f"cannot open the ledger in {state}"):
+            Ledger(state)
+
+
+def test_a_folder_in_the_place_of_the_ledger_is_a_store_error(tmp_path):
+    (tmp_path / LEDGER_NAME).mkdir()
+    with pytest.raises(StoreError, match="unable to open database file"):
+        Ledger(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["what?mode=ro", "100%25", "a b#c", "ü"])
+def test_any_name_of_the_state_folder_will_do(tmp_path, name):
+    ledger = Ledger(tmp_path / name)
+    ledger.sync_images([ImageFile("a", Path("/studies/a.png"))])
+    ledger.close()
+    assert (tmp_path / name / LEDGER_NAME).is_file()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
