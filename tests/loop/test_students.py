@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
-from samcorrect.lib.loop.students import out_of_fold_probs, train_on
+from samcorrect.lib.loop.students import out_of_fold_probs, split_cases, train_on
 
 
 @pytest.fixture
@@ -70,3 +70,17 @@ def test_a_torn_file_is_trained_anew_and_that_is_logged(cohort_of, caplog):
     assert path.read_bytes() == whole
     assert "trained anew" in caplog.text
     assert "cannot be loaded as a student" in caplog.text
+
+
+def test_the_images_of_one_patients_folder_are_never_in_both_folds():
+    ids = [f"patient{n}/{view}" for n in range(9) for view in ("front", "side")]
+    folds = split_cases(ids, seed=1)
+    assert sorted(np.concatenate(folds).tolist()) == list(range(18))
+    first, second = ({ids[number].split("/")[0] for number in fold} for fold in folds)
+    assert len(first) == 5
+    assert not first & second
+
+
+def test_two_folders_of_images_are_a_way_of_keeping_files_and_no_patients():
+    folds = split_cases([f"{site}/{n}" for site in "ab" for n in range(6)], seed=0)
+    assert [len(fold) for fold in folds] == [6, 6]

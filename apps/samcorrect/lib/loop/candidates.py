@@ -17,6 +17,8 @@ from samcorrect.lib.networks.student import Student
 from samcorrect.lib.store.volumes import Volume, write_bytes_atomically
 from samcorrect.lib.transforms.frame import boxes_to_frame, normalise_intensity, to_frame
 
+# Raised whenever prompts or preprocessing change, so that candidates of another release are not taken for ours.
+CANDIDATES_FORMAT = 1
 # The box around a neighbouring slice's mask is widened by this share of its size, since structures grow and shrink.
 NEIGHBOUR_MARGIN = 0.10
 # SAM's own masks have logits of about this size well inside and outside of an object.
@@ -76,6 +78,7 @@ def find_candidates(workspace: Workspace, volume: Volume, image_name: str) -> li
     student = prompting_student(workspace)
     key = hashlib.sha256(volume.array.tobytes())
     parts = [
+        CANDIDATES_FORMAT,
         volume.array.shape,
         image_name,
         protocol.digest,

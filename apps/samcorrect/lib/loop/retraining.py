@@ -14,6 +14,7 @@ from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
 from samcorrect.lib.networks.student import Student, predict_frames
 from samcorrect.lib.store.ledger import MODEL_CANDIDATE
 from samcorrect.lib.store.schema import ModelRow
+from samcorrect.lib.store.studies import case_of
 
 # A label of the bad population still shows what an image looks like, but teaches little.
 MIN_SAMPLING = 0.1
@@ -84,10 +85,10 @@ def retrain(
 
 
 def gate_split(cohort: Cohort) -> tuple[np.ndarray, np.ndarray]:
-    """Images to learn from, and approved ones held out for the gate once there are ten: by a digest of the id, so that
-    an image stays on its side whatever is approved later."""
+    """Images to learn from, and approved ones held out for the gate once there are ten: by a digest of their case, so
+    that a patient stays on one side whatever is approved later."""
     approved = np.flatnonzero(cohort.is_approved)
-    is_even = [hashlib.sha256(cohort.images[n].id.encode()).digest()[0] % 2 == 0 for n in approved]
+    is_even = [hashlib.sha256(case_of(cohort.images[n].id).encode()).digest()[0] % 2 == 0 for n in approved]
     held_out = approved[is_even] if len(approved) >= MIN_APPROVED_FOR_GATE else np.array([], dtype=int)
     return np.setdiff1d(np.arange(len(cohort)), held_out), held_out
 

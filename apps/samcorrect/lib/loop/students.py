@@ -5,6 +5,7 @@ repeated.
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from torch import nn
 from samcorrect.lib.errors import WeightsError
 from samcorrect.lib.loop.cohort import Cohort
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
+from samcorrect.lib.networks.sam import has_fast_bf16
 from samcorrect.lib.networks.student import FORMAT, Student, StudentConfig, load_student, predict_frames, student_bytes
 from samcorrect.lib.networks.training import TrainingData, WeighBatch, train_network
+from samcorrect.lib.store.studies import case_of
 from samcorrect.lib.store.volumes import write_bytes_atomically
 
 logger = logging.getLogger(__name__)
@@ -24,6 +27,8 @@ logger = logging.getLogger(__name__)
 MODELS_NAME = "models"
 # Fold seeds and student seeds are drawn apart so that no two trainings of a round share their batches.
 SEED_STRIDE = 1000
+# With fewer subfolders than this they are no patients, but a way of keeping files.
+MIN_CASES = 8
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,9 @@ def _training_digest(
     settings = workspace.settings
     sizes = [settings.student_steps, settings.student_batch_size, settings.student_learning_rate, seed]
     rule = weigh_batch.__name__ if weigh_batch else ""
-    digest = hashlib.sha256(json.dumps([FORMAT, asdict(config), *sizes, rule, torch.get_num_threads()]).encode())
+    digest = hashlib.sha256(
+        json.dumps([FORMAT, asdict(config), *sizes, rule, torch.get_num_threads(), has_fast_bf16()]).encode()
+    )
     for tensor in (data.frames, data.targets, data.weights, data.sampling):
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
@@ -123,6 +130,18 @@ def _load_kept(path: Path) -> tuple[Student, list[tuple[int, float]]] | None:
     return student, [(int(step), float(loss)) for step, loss in json.loads(curve_path.read_text(encoding="utf-8"))]
 
 
+def split_cases(image_ids: Sequence[str], *, seed: int) -> list[np.ndarray]:
+    """Two folds of image numbers, each in rising order; no case is in both."""
+    cases = [case_of(image_id) for image_id in image_ids]
+    if len(set(cases)) < MIN_CASES:
+        cases = list(image_ids)
+    names = list(dict.fromkeys(cases))
+    order = np.random.default_rng(seed).permutation(len(names))
+    first = {names[number] for number in order[0::2]}
+    is_first = np.array([case in first for case in cases])
+    return [np.flatnonzero(is_first), np.flatnonzero(~is_first)]
+
+
 def predict_cohort(trained: Trained, cohort: Cohort) -> torch.Tensor:
     """Probabilities for all slices of a cohort: (N, K + 1, side, side) float32."""
     return predict_frames(trained.network, cohort.frames)
@@ -137,14 +156,14 @@ def out_of_fold_probs(
     weights: torch.Tensor | None = None,
     progress: Progress = no_progress,
 ) -> torch.Tensor:
-    """Probabilities for every slice from a student that never saw its patient: two folds of images, each predicts the
-    other.
+    """Probabilities for every slice from a student that never saw its case: two folds, each predicts the other.
+
+    The images of one subfolder are one case (a patient), unless there are fewer than MIN_CASES such folders.
 
     Returns:
         (N, K + 1, side, side) float32.
     """
-    order = np.random.default_rng(seed).permutation(len(cohort))
-    folds = [np.sort(order[0::2]), np.sort(order[1::2])]
+    folds = split_cases([image.id for image in cohort.images], seed=seed)
     probs = torch.zeros(len(cohort.frames), cohort.n_structures + 1, *cohort.frames.shape[1:])
     for number, (learnt, predicted) in enumerate([folds, folds[::-1]]):
         trained = train_on(

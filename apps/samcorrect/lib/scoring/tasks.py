@@ -35,7 +35,7 @@ class StoreStage(ScoringMethod):
 class LabelQuality(StoreStage):
     """Scores every label."""
 
-    text = "Scores every best label without ground truth, from students that never saw its patient"
+    text = "Scores every best label without ground truth, by students that never saw its case"
 
     def run(self, progress: Progress) -> dict[str, Any]:
         """Returns the counts of `score_store`."""

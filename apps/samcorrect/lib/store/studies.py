@@ -89,6 +89,11 @@ def scan_studies(studies: Path) -> tuple[list[ImageFile], list[tuple[str, str]]]
     return sorted(images.values(), key=lambda image: image.id), refused
 
 
+def case_of(image_id: str) -> str:
+    """The case (patient) that an image belongs to: its folder below the studies folder, or itself where it has none."""
+    return image_id.rpartition("/")[0] or image_id
+
+
 def log_name(image_id: str) -> str:
     """What logs call an image: file names can hold the names of patients, a digest does not."""
     return hashlib.sha256(image_id.encode()).hexdigest()[:10]
