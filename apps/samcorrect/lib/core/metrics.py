@@ -1,5 +1,6 @@
 """Measures of agreement between masks and between score and truth."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,9 +39,11 @@ def surface_dice(mask: np.ndarray, other: np.ndarray, *, tolerance_mm: float, sp
     window = _joint_box(mask, other)
     pair = [torch.from_numpy(np.ascontiguousarray(m[window]).reshape(m[window].shape[:n_dims])) for m in (mask, other)]
     prediction, reference = (torch.stack([~m, m])[None].float() for m in pair)
-    value = compute_surface_dice(
-        prediction, reference, class_thresholds=[tolerance_mm], spacing=[float(s) for s in spacing_mm[:n_dims]]
-    )
+    spacing = [float(s) for s in spacing_mm[:n_dims]]
+    with warnings.catch_warnings():
+        # MONAI 1.6 warns of an argument that it passes to itself.
+        warnings.simplefilter("ignore", FutureWarning)
+        value = compute_surface_dice(prediction, reference, class_thresholds=[tolerance_mm], spacing=spacing)
     return float(value[0, 0])
 
 
