@@ -132,3 +132,12 @@ def test_huang_weights_are_zeros_and_ones_without_gradient():
     assert kept.max() <= cross_entropy_map(logits_before, targets).quantile(0.98)
     # One sample of eight, and a fiftieth of the pixels, some of them in that sample.
     assert 1 / 8 < dropped.float().mean() < 1 / 8 + 0.021
+
+
+def test_a_few_labels_far_below_the_others_are_not_trusted_although_they_are_no_population():
+    logits = np.random.default_rng(3).normal(2.5, 0.3, 60)
+    logits[[7, 31]] = -0.5  # ten deviations below
+    posterior = posterior_good(1 / (1 + np.exp(-logits)))
+    assert (posterior[[7, 31]] < 0.5).all()
+    others = np.delete(posterior, [7, 31])
+    assert (others > 0.5).mean() > 0.95

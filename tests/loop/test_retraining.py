@@ -60,12 +60,13 @@ def test_a_student_learns_what_people_approved_and_is_judged_on_what_it_did_not_
         write_label_map(tmp_path / f"case{number}.nii.gz", swapped, LPS_TO_RAS)
         workspace.store.submit_label(f"case{number}", tmp_path / f"case{number}.nii.gz", tag="final", user="anna")
     learnt, held_out = gate_split(load_cohort(workspace, best_labels(workspace)))
-    assert held_out.tolist() == [0, 2, 4, 6, 8]
-    assert learnt.tolist() == [1, 3, 5, 7, 9]
+    assert sorted([*learnt, *held_out]) == list(range(10))
+    assert 2 <= len(held_out) <= 8
     told = train_student(workspace)
     assert not told["is_provisional"]
     assert told["dice"] > 0.6
-    prediction = workspace.student().predict(workspace.store.read_image("case0").array)
-    truth = read_label_map(phantoms.labels / "case0.png").array
+    unseen = f"case{held_out[0]}"
+    prediction = workspace.student().predict(workspace.store.read_image(unseen).array)
+    truth = read_label_map(phantoms.labels / f"{unseen}.png").array
     # The originals call this ellipse 7; the people called it 3.
     assert (prediction[truth == 7] == 3).mean() > 0.6

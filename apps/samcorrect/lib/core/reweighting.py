@@ -5,6 +5,7 @@ import torch
 from sklearn.mixture import GaussianMixture
 
 from samcorrect.lib.core.losses import cross_entropy_map
+from samcorrect.lib.core.quality import robust_z
 
 # arXiv 2308.00883, authors' code: the share of a batch dropped for its loss, the quantile of pixel losses that is
 # dropped, and the part of the training (30 of 150 epochs) before pixels are dropped.
@@ -14,20 +15,23 @@ HUANG_WARMUP_SHARE = 0.2
 # Mixture components closer than this (in units of their pooled deviation) are one population.
 MIN_SEPARATION = 1.5
 MIN_LABELS_FOR_MIXTURE = 8
+# Iglewicz and Hoaglin (1993): a robust z beyond this is an outlier.
+MAX_OUTLIER_Z = 3.5
 
 
 def posterior_good(scores: np.ndarray, *, seed: int = 0) -> np.ndarray:
     """Posterior that each label belongs to the better of two populations of scores.
 
     A two-component Gaussian mixture on the logits of the scores; one population where BIC prefers one or the two
-    overlap.
+    overlap. A score far below the median is never good: a few bad labels among many are no population of their own.
 
     Args:
         scores: (N,) in [0, 1]; nan is not defined.
         seed: Of the mixture's initialisation.
 
     Returns:
-        (N,) in [0, 1]; all 1 where there is one population; nan where the score is. Never falls as the score rises.
+        (N,) in [0, 1]; 1 for all but outliers where there is one population; nan where the score is. Never falls as the
+        score rises.
     """
     posterior = np.where(np.isnan(scores), np.nan, 1.0)
     defined = ~np.isnan(scores)
@@ -35,6 +39,7 @@ def posterior_good(scores: np.ndarray, *, seed: int = 0) -> np.ndarray:
         return posterior
     bounded = np.clip(scores[defined], 1e-3, 1 - 1e-3)
     logits = np.log(bounded / (1 - bounded))[:, None]
+    posterior[defined] = np.where(robust_z(logits[:, 0]) < -MAX_OUTLIER_Z, 0.0, 1.0)
     one, two = (
         GaussianMixture(n, random_state=seed, reg_covar=1e-3, n_init=3 if n == 2 else 1).fit(logits) for n in (1, 2)
     )
@@ -48,7 +53,7 @@ def posterior_good(scores: np.ndarray, *, seed: int = 0) -> np.ndarray:
     sorted_posterior = np.maximum.accumulate(two.predict_proba(logits)[order, good])
     values = np.empty(len(order))
     values[order] = sorted_posterior
-    posterior[defined] = values
+    posterior[defined] = np.minimum(posterior[defined], values)
     return posterior
 
 

@@ -33,8 +33,8 @@ from samcorrect.lib.transforms.frame import from_frame, to_frame
 
 STAGE_CORRECT = "correcting labels"
 N_CORRECTORS = 2
-# The worse part of the labels of each structure is open to correction; the judge protects the good ones among them.
-FLAGGED_SHARE = 0.5
+# The correctors learn from the better part of the labels of each structure alone.
+UNTRUSTED_SHARE = 0.5
 # Peers that agree less than this with the labels that are trusted have not learnt a structure and may not judge it.
 MIN_JUDGE_DICE = 0.5
 # Around a label that is not trusted this many pixels of the frame are ignored in training.
@@ -108,8 +108,8 @@ def correct_image(workspace: Workspace, image_id: str) -> Correction:
 def flag_labels(workspace: Workspace, cohort: Cohort, scores: Scores) -> np.ndarray:
     """Which structures of which images are open to correction.
 
-    huang2023 takes the worst 75% of the images (arXiv 2308.00883). Ours takes, for each structure, those that the
-    mixture gives to the bad population and in any case the worse half; approved labels are never taken.
+    huang2023 takes the worst 75% of the images (arXiv 2308.00883). Ours takes, for each structure, those that are more
+    likely of the bad population than of the good one; approved labels are never taken.
 
     Returns:
         (n, K) bool.
@@ -118,8 +118,7 @@ def flag_labels(workspace: Workspace, cohort: Cohort, scores: Scores) -> np.ndar
     if workspace.settings.preset == "huang2023":
         is_low = _worst(scores.scores, HUANG_NOISE_RATE)[:, None] & np.isfinite(values)
     else:
-        halves = np.stack([_worst(values[:, k], FLAGGED_SHARE) for k in range(values.shape[1])], 1)
-        is_low = halves | (scores.posterior < 0.5)
+        is_low = scores.posterior < 0.5
     return is_low & ~cohort.is_approved[:, None]
 
 
@@ -139,10 +138,11 @@ def correct_cohort(
         return _correct_by_uncertainty(cohort, scores, flagged, seed=seed, progress=progress)
     if scores.peer_probs is None:
         return {}
-    judged = flagged & _has_judge(scores, flagged)
+    untrusted = flagged | _worse_half(cohort, scores)
+    judged = flagged & _has_judge(scores, untrusted)
     if not judged.any():
         return {}
-    sampling, weights = trusted_only(cohort, scores, flagged)
+    sampling, weights = trusted_only(cohort, scores, untrusted)
     if (sampling > 0).sum() < 2:
         return {}
     correctors = [
@@ -162,16 +162,23 @@ def correct_cohort(
     corrections = {}
     numbers = np.flatnonzero(judged.any(1))
     for done, number in enumerate(numbers):
-        choices = _choose_structures(workspace, cohort, scores, judged, probs, int(number))
+        choices = _choose_structures(workspace, cohort, scores, judged, ~untrusted, probs, int(number))
         if any(choice.is_changed for choice in choices.values()):
             corrections[int(number)] = _on_grid(workspace, cohort, int(number), choices)
         progress(STAGE_CORRECT, done + 1, len(numbers))
     return corrections
 
 
-def _has_judge(scores: Scores, flagged: np.ndarray) -> np.ndarray:
+def _worse_half(cohort: Cohort, scores: Scores) -> np.ndarray:
+    """(n, K) bool: labels that score below the median of their structure and do not teach the correctors."""
+    values = scores.structure_scores
+    halves = np.stack([_worst(values[:, k], UNTRUSTED_SHARE) for k in range(values.shape[1])], 1)
+    return halves & ~cohort.is_approved[:, None]
+
+
+def _has_judge(scores: Scores, untrusted: np.ndarray) -> np.ndarray:
     """(K,) bool: the out-of-fold peers know the structure well enough to judge corrections of it."""
-    agreements = [of_structure["peer_dice"][~flagged[:, k]] for k, of_structure in enumerate(scores.features)]
+    agreements = [of_structure["peer_dice"][~untrusted[:, k]] for k, of_structure in enumerate(scores.features)]
     return np.array([bool(np.isfinite(a).any()) and np.nanmedian(a) >= MIN_JUDGE_DICE for a in agreements])
 
 
@@ -224,12 +231,17 @@ def save_correction(
 
 
 def _choose_structures(
-    workspace: Workspace, cohort: Cohort, scores: Scores, flagged: np.ndarray, probs: torch.Tensor, number: int
+    workspace: Workspace,
+    cohort: Cohort,
+    scores: Scores,
+    flagged: np.ndarray,
+    trusted: np.ndarray,
+    probs: torch.Tensor,
+    number: int,
 ) -> dict[int, Choice]:
     span = cohort.spans[number]
     judge = scores.peer_probs[span].argmax(1).numpy()
     channels = probs[span].argmax(1).numpy()
-    trusted = ~flagged
     choices = {}
     for k in np.flatnonzero(flagged[number]):
         areas = np.array([cohort.mask(int(n), k + 1).sum() for n in np.flatnonzero(trusted[:, k])])
