@@ -8,7 +8,7 @@ import torch
 
 from samcorrect.lib.errors import UnknownImageError, UnknownLabelError
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
-from samcorrect.lib.loop.correction import correct_image, correct_store, flag_labels, trusted_only
+from samcorrect.lib.loop.correction import correct_image, correct_store, flag_ceiling, flag_labels, trusted_only
 from samcorrect.lib.loop.scoring import score_cohort
 
 
@@ -90,3 +90,17 @@ def test_pixels_around_a_flagged_structure_do_not_teach(labelled):
     # The other structure lies beyond the margin, for the most part.
     assert weights[1][cohort.targets[1] == 2].mean() > 0.5
     assert (weights[[0, 3]] == 1).all()
+
+
+def test_what_the_first_round_found_good_is_not_flagged_later(labelled):
+    workspace = labelled(shares_trainings=False, student_steps=1)
+    cohort = load_cohort(workspace, best_labels(workspace))
+    posterior, values = np.ones((10, 2)), np.full((10, 2), 0.9)
+    posterior[:3, 0], values[:3, 0] = 0.1, [0.2, 0.6, 0.4]
+    scores = replace(score_cohort(workspace, cohort, seed=0), posterior=posterior, structure_scores=values)
+    flagged = flag_labels(workspace, cohort, scores)
+    assert np.argwhere(flagged).tolist() == [[0, 0], [1, 0], [2, 0]]
+    assert flag_ceiling(scores, flagged) == [0.6, -1]
+    # Later the mixture calls more of them bad: only what lies at or below the line of the first round counts.
+    later = replace(scores, posterior=np.full((10, 2), 0.1), structure_scores=values + 0.15)
+    assert np.argwhere(flag_labels(workspace, cohort, later, ceiling=[0.6, -1])).tolist() == [[0, 0], [2, 0]]

@@ -255,15 +255,3 @@ def kill_command_after(phantoms, state: Path, stage: str, *, out: Path) -> None:
 
 def inodes(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_ino for path in folder.rglob("*") if path.is_file()}
-
-
-@pytest.mark.slow
-def test_what_the_first_round_found_good_is_not_flagged_later(labelled):
-    first, second = run_loop(labelled(rounds=2)).rounds
-    assert first["flagged"]
-    for k, ceiling in enumerate(first["flag_ceiling"]):
-        scores = {image_id: values[k] for image_id, values in first["structure_scores"].items()}
-        flagged = [scores[image_id] for image_id, of_image in first["flagged"].items() if of_image[k]]
-        assert ceiling == (max(flagged) if flagged else -1)
-        for image_id, of_image in second["flagged"].items():
-            assert not of_image[k] or second["structure_scores"][image_id][k] <= ceiling

@@ -1,6 +1,6 @@
 """Stage 3: better labels for those that are judged low."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,11 +105,21 @@ def correct_image(workspace: Workspace, image_id: str) -> Correction:
     )
 
 
-def flag_labels(workspace: Workspace, cohort: Cohort, scores: Scores) -> np.ndarray:
+def flag_labels(
+    workspace: Workspace, cohort: Cohort, scores: Scores, *, ceiling: Sequence[float] | None = None
+) -> np.ndarray:
     """Which structures of which images are open to correction.
 
     huang2023 takes the worst 75% of the images (arXiv 2308.00883). Ours takes, for each structure, those that are more
     likely of the bad population than of the good one; approved labels are never taken.
+
+    Args:
+        workspace: Its preset decides.
+        cohort: The labels.
+        scores: Of the labels.
+        ceiling: `flag_ceiling` of the first round, for ours: what was good enough there is not bad in a later round.
+            After a correction, the corrected labels and those that SAM made are two populations too, of one quality,
+            and the score ranks what is left much less well.
 
     Returns:
         (n, K) bool.
@@ -119,7 +129,15 @@ def flag_labels(workspace: Workspace, cohort: Cohort, scores: Scores) -> np.ndar
         is_low = _worst(scores.scores, HUANG_NOISE_RATE)[:, None] & np.isfinite(values)
     else:
         is_low = scores.posterior < 0.5
+        if ceiling is not None:
+            is_low &= values <= np.array(ceiling, dtype=np.float64)
     return is_low & ~cohort.is_approved[:, None]
+
+
+def flag_ceiling(scores: Scores, flagged: np.ndarray) -> list[float]:
+    """The highest score that was flagged, for each structure; -1 where none was."""
+    values = np.where(flagged & np.isfinite(scores.structure_scores), scores.structure_scores, -1.0)
+    return [round(float(v), 6) for v in values.max(0)]
 
 
 def correct_cohort(

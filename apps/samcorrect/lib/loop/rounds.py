@@ -15,7 +15,13 @@ import torch
 from samcorrect.lib.core.metrics import rounded
 from samcorrect.lib.errors import ImageError
 from samcorrect.lib.loop.cohort import Cohort, load_cohort
-from samcorrect.lib.loop.correction import correct_cohort, flag_labels, save_correction, trusted_only
+from samcorrect.lib.loop.correction import (
+    correct_cohort,
+    flag_ceiling,
+    flag_labels,
+    save_correction,
+    trusted_only,
+)
 from samcorrect.lib.loop.pseudo_label import pseudo_label_store
 from samcorrect.lib.loop.retraining import retrain
 from samcorrect.lib.loop.scoring import Scores, score_cohort, write_scores
@@ -130,9 +136,8 @@ def _run_round(
     with result.timed("score"):
         scores = score_cohort(workspace, cohort, seed=seed, progress=of_round)
         write_scores(workspace, cohort, scores)
-        flagged = flag_labels(workspace, cohort, scores)
-        if workspace.settings.preset == "samcorrect" and result.rounds:
-            flagged &= scores.structure_scores <= np.array(result.rounds[0]["flag_ceiling"], dtype=np.float64)
+        ceiling = result.rounds[0]["flag_ceiling"] if result.rounds else None
+        flagged = flag_labels(workspace, cohort, scores, ceiling=ceiling)
     with result.timed("correct"):
         corrections = correct_cohort(workspace, cohort, scores, flagged, seed=seed, progress=of_round)
         for image_number, correction in corrections.items():
@@ -145,7 +150,7 @@ def _run_round(
     return {
         "round": number,
         "n_flagged": int(flagged.any(1).sum()),
-        "flag_ceiling": _flag_ceiling(scores, flagged),
+        "flag_ceiling": flag_ceiling(scores, flagged),
         "n_corrected": len(corrections),
         "mean_score": rounded(float(np.nanmean(scores.scores))) if np.isfinite(scores.scores).any() else None,
         "scores": {row.id: rounded(s) for row, s in zip(cohort.images, scores.scores, strict=True)},
@@ -229,16 +234,6 @@ def _with_labels(
             targets[cohort.spans[number]] = labels_to_frame(label_map, cohort.config.indices, cohort.config.side_px)
             used[number] = label
     return replace(cohort, targets=targets, labels=used)
-
-
-def _flag_ceiling(scores: Scores, flagged: np.ndarray) -> list[float]:
-    """The highest score that was flagged, for each structure; -1 where none was.
-
-    What was good enough in the first round is not bad in a later one: after a correction, the corrected labels and
-    those that SAM made are two populations too, of one quality, and the score ranks what is left much less well.
-    """
-    values = np.where(flagged & np.isfinite(scores.structure_scores), scores.structure_scores, -1.0)
-    return [round(float(v), 6) for v in values.max(0)]
 
 
 def _round_seed(workspace: Workspace, number: int) -> int:
