@@ -78,7 +78,6 @@ def find_candidates(workspace: Workspace, volume: Volume, image_name: str) -> li
     student = prompting_student(workspace)
     key = hashlib.sha256(volume.array.tobytes())
     parts = [
-        CANDIDATES_FORMAT,
         volume.array.shape,
         image_name,
         protocol.digest,
@@ -88,6 +87,8 @@ def find_candidates(workspace: Workspace, volume: Volume, image_name: str) -> li
         settings.seed,
     ]
     key.update(f"{parts} {student.digest if student else ''}".encode())
+    jitter_seed = int(key.hexdigest()[:8], 16)
+    key.update(str(CANDIDATES_FORMAT).encode())
     path = workspace.cache_dir / "candidates" / f"{key.hexdigest()}.npz"
     known = _load(path, len(protocol.structures))
     if known is not None:
@@ -101,7 +102,7 @@ def find_candidates(workspace: Workspace, volume: Volume, image_name: str) -> li
         if box is None:
             mask = student_label == structure.index
             box, hint = box_of_mask(mask), to_frame(mask.astype(np.float32), sam.side_px)
-        rng = np.random.default_rng([settings.seed, number, int(key.hexdigest()[:8], 16)])
+        rng = np.random.default_rng([settings.seed, number, jitter_seed])
         found.append(_structure_candidates(workspace, frames, volume.array.shape, box, hint, rng))
     _save(path, found)
     return found
