@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from samcorrect.lib.core.losses import cross_entropy_map
-from samcorrect.lib.core.reweighting import MIN_LABELS_FOR_MIXTURE, huang_weights, posterior_good
+from samcorrect.lib.core.reweighting import MIN_LABELS_FOR_MIXTURE, below_better_half, huang_weights, posterior_good
 
 NAN = float("nan")
 BEFORE, AFTER = 0.0, 0.2
@@ -141,3 +141,21 @@ def test_a_few_labels_far_below_the_others_are_not_trusted_although_they_are_no_
     assert (posterior[[7, 31]] < 0.5).all()
     others = np.delete(posterior, [7, 31])
     assert (others > 0.5).mean() > 0.95
+
+
+def test_what_lies_far_below_the_better_half_is_found_however_wide_the_worse_half_is():
+    # The better half is 2, 2, 4, 4, 4, 4: mean 3.33, deviation 0.94, so the line is at 3.33 - 4 * 0.94 = -0.44.
+    logits = np.array([2.0, 4, 2, 4, 2, 4, -0.3, -0.5, -3, 1.9, 2, 4])
+    scores = 1 / (1 + np.exp(-logits))
+    assert np.flatnonzero(below_better_half(scores)).tolist() == [7, 8]
+    assert np.flatnonzero(below_better_half(np.append(scores, np.nan))).tolist() == [7, 8]
+
+
+def test_equal_scores_and_too_few_have_nothing_below_their_better_half():
+    assert not below_better_half(np.full(20, 0.7)).any()
+    assert not below_better_half(np.array([0.1] + [0.9] * 6)).any()
+
+
+def test_of_one_normal_population_a_twentieth_is_below_its_better_half():
+    logits = np.random.default_rng(0).normal(2, 0.5, 20_000)
+    assert below_better_half(1 / (1 + np.exp(-logits))).mean() == pytest.approx(0.054, abs=0.005)

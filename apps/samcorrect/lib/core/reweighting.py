@@ -17,6 +17,9 @@ MIN_SEPARATION = 1.5
 MIN_LABELS_FOR_MIXTURE = 8
 # Iglewicz and Hoaglin (1993): a robust z beyond this is an outlier.
 MAX_OUTLIER_Z = 3.5
+# The better half of a normal population has the mean +0.80 and the deviation 0.60 (in its own deviations), so this reaches
+# down to -1.61, below which 5% lie.
+BETTER_HALF_DEVIATIONS = 4.0
 
 
 def posterior_good(scores: np.ndarray, *, seed: int = 0) -> np.ndarray:
@@ -37,8 +40,7 @@ def posterior_good(scores: np.ndarray, *, seed: int = 0) -> np.ndarray:
     defined = ~np.isnan(scores)
     if defined.sum() < MIN_LABELS_FOR_MIXTURE:
         return posterior
-    bounded = np.clip(scores[defined], 1e-3, 1 - 1e-3)
-    logits = np.log(bounded / (1 - bounded))[:, None]
+    logits = _logits(scores[defined])[:, None]
     posterior[defined] = np.where(robust_z(logits[:, 0]) < -MAX_OUTLIER_Z, 0.0, 1.0)
     one, two = (
         GaussianMixture(n, random_state=seed, reg_covar=1e-3, n_init=3 if n == 2 else 1).fit(logits) for n in (1, 2)
@@ -55,6 +57,24 @@ def posterior_good(scores: np.ndarray, *, seed: int = 0) -> np.ndarray:
     values[order] = sorted_posterior
     posterior[defined] = np.minimum(posterior[defined], values)
     return posterior
+
+
+def below_better_half(scores: np.ndarray) -> np.ndarray:
+    """Labels that score far below the better half, which bad labels do not reach while they are a minority.
+
+    Args:
+        scores: (N,) in [0, 1]; nan is not defined.
+
+    Returns:
+        (N,) bool: more than BETTER_HALF_DEVIATIONS below the mean of the better half, on the logits of the scores; none
+        below eight scores. Of one normal population 5% are.
+    """
+    defined = ~np.isnan(scores)
+    if defined.sum() < MIN_LABELS_FOR_MIXTURE:
+        return np.zeros(scores.shape, bool)
+    logits = np.where(defined, _logits(np.where(defined, scores, 0.5)), np.nan)
+    better = np.sort(logits[defined])[defined.sum() // 2 :]
+    return np.where(defined, logits, np.inf) < better.mean() - BETTER_HALF_DEVIATIONS * better.std()
 
 
 def huang_weights(logits: torch.Tensor, targets: torch.Tensor, *, progress: float) -> torch.Tensor:
@@ -84,3 +104,8 @@ def huang_weights(logits: torch.Tensor, targets: torch.Tensor, *, progress: floa
         threshold = torch.quantile(flat[:: max(1, flat.numel() // 100_000)], HUANG_PIXEL_QUANTILE)
         weights = weights * (losses <= threshold)
     return weights
+
+
+def _logits(scores: np.ndarray) -> np.ndarray:
+    bounded = np.clip(scores, 1e-3, 1 - 1e-3)
+    return np.log(bounded / (1 - bounded))

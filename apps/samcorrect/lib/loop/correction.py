@@ -21,6 +21,7 @@ from samcorrect.lib.core.correction import (
     signed_distance_blend,
 )
 from samcorrect.lib.core.pseudo_label import merge_structures
+from samcorrect.lib.core.reweighting import below_better_half
 from samcorrect.lib.errors import UnknownLabelError
 from samcorrect.lib.loop.candidates import find_candidates
 from samcorrect.lib.loop.cohort import Cohort, best_labels, load_cohort
@@ -111,7 +112,8 @@ def flag_labels(
     """Which structures of which images are open to correction.
 
     huang2023 takes the worst 75% of the images (arXiv 2308.00883). Ours takes, for each structure, those that are more
-    likely of the bad population than of the good one; approved labels are never taken.
+    likely of the bad population than of the good one, or, where the scores of the first round are one population, those
+    that lie far below the better half; approved labels are never taken.
 
     Args:
         workspace: Its preset decides.
@@ -131,6 +133,9 @@ def flag_labels(
         is_low = scores.posterior < 0.5
         if ceiling is not None:
             is_low &= values <= np.array(ceiling, dtype=np.float64)
+        else:
+            for k in np.flatnonzero(~is_low.any(0)):
+                is_low[:, k] = below_better_half(values[:, k])
     return is_low & ~cohort.is_approved[:, None]
 
 
