@@ -17,8 +17,8 @@ MIN_SEPARATION = 1.5
 MIN_LABELS_FOR_MIXTURE = 8
 # Iglewicz and Hoaglin (1993): a robust z beyond this is an outlier.
 MAX_OUTLIER_Z = 3.5
-# The better half of a normal population has the mean +0.80 and the deviation 0.60 (in its own deviations), so this reaches
-# down to -1.61, below which 5% lie.
+# The better half of a normal population has the mean +0.80 and the deviation 0.60 (in its own deviations), so this
+# reaches down to -1.61, below which 5% lie.
 BETTER_HALF_DEVIATIONS = 4.0
 
 
