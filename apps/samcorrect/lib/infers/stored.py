@@ -51,13 +51,14 @@ class CorrectedLabelTask(MaskTask):
 
 
 def summarise_changes(change_map: np.ndarray) -> dict[str, Any]:
-    """Say how much changed and where.
+    """The change map as JSON: how much changed, where, and which voxels.
 
     Args:
         change_map: (H, W, D) uint8; anything but 0 is a change.
 
     Returns:
-        `n_voxels`, and `box` as [[x0, x1], [y0, y1], [z0, z1]], half-open, in voxels; None where nothing changed.
+        `n_voxels`; `box` as [[x0, x1], [y0, y1], [z0, z1]], half-open, in voxels, None where nothing changed; `shape`;
+        and `runs`, the changed voxels as [start, length] in the flattened array (z fastest, then y).
     """
     where = np.argwhere(change_map)
     box = (
@@ -65,7 +66,10 @@ def summarise_changes(change_map: np.ndarray) -> dict[str, Any]:
         if len(where)
         else None
     )
-    return {"n_voxels": len(where), "box": box}
+    edges = np.diff(np.concatenate([[0], (change_map != 0).astype(np.int8).ravel(), [0]]))
+    starts, stops = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+    runs = np.stack([starts, stops - starts], 1).tolist()
+    return {"n_voxels": len(where), "box": box, "shape": list(change_map.shape), "runs": runs}
 
 
 def _require_stored(infer_request: InferRequest) -> str:
