@@ -17,6 +17,7 @@ from samcorrect.cli import build_parser, main
 from samcorrect.lib.networks.sam import WEIGHTS_SHA256
 from samcorrect.lib.networks.student import StudentConfig, build_network, student_bytes
 from samcorrect.lib.store.labels import LabelStore
+from samcorrect.lib.store.sources import open_studies
 from samcorrect.lib.store.volumes import LPS_TO_RAS
 
 COMMANDS = (
@@ -226,7 +227,7 @@ def test_bad_images_are_set_aside_and_the_others_are_processed(run, studies, few
     assert reasons["empty"] == "empty.png: the file is empty"
     assert "is not an image id" in reasons["wrong;name.png"]
     assert all(f"set aside: {image}: {reason}" in told for image, reason in reasons.items())
-    store = LabelStore(studies)
+    store = LabelStore(*open_studies(studies, None))
     assert {image_id for image_id, _ in store.ledger.latest_labels()} == {f"case{n}" for n in range(4)}
 
 
@@ -259,7 +260,7 @@ def test_a_mask_that_was_imported_is_not_labelled_again(run, labelled, phantoms)
     code, told, _ = run("pseudo-label", "--studies", labelled, *phantoms.options)
     assert code == 0
     assert re.search(r"^n_kept +4$", told, re.MULTILINE)
-    store = LabelStore(labelled)
+    store = LabelStore(*open_studies(labelled, None))
     assert {row.maker for row in store.ledger.latest_labels().values()} == {"user:import"}
 
 

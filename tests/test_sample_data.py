@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from samcorrect.lib.protocol import load_protocol
-from samcorrect.lib.store.studies import scan_studies
+from samcorrect.lib.store.studies import LocalStudies
 
 SAMPLE_DATA = Path(__file__).resolve().parents[1] / "sample-data"
 MAX_BYTES = 10_000_000
@@ -65,8 +65,8 @@ def test_generator_writes_no_other_files(regenerated: Path) -> None:
 @pytest.mark.parametrize(("prefix", "n_images"), [("", 32), ("test-", 16)])
 def test_each_image_has_a_label_on_its_grid_with_all_structures(prefix: str, n_images: int) -> None:
     protocol = load_protocol(SAMPLE_DATA / "protocol.yaml")
-    images, refused = scan_studies(SAMPLE_DATA / f"{prefix}images")
-    labels, _ = scan_studies(SAMPLE_DATA / f"{prefix}labels")
+    images, refused = LocalStudies(SAMPLE_DATA / f"{prefix}images").scan()
+    labels, _ = LocalStudies(SAMPLE_DATA / f"{prefix}labels").scan()
     assert refused == []
     assert len(images) == n_images
     assert [i.path.name for i in images] == [label.path.name for label in labels]

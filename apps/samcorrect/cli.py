@@ -14,6 +14,7 @@ from samcorrect.lib.settings import Settings
 EXIT_FAULT, EXIT_INTERRUPTED = 1, 130
 # Settings that are options of every command that opens a workspace.
 COMMON_SETTINGS = (
+    "ledger_url",
     "protocol",
     "state",
     "preset",
@@ -39,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_loop_commands(commands)
     _add_stage_commands(commands)
     _add_exchange_commands(commands)
+    _add_history_commands(commands)
     return parser
 
 
@@ -133,6 +135,49 @@ def _add_exchange_commands(commands: Any) -> None:
     models.add_argument("--promote", action="store_true", help="use the imported student at once")
 
 
+def _add_history_commands(commands: Any) -> None:
+    versions = _workspace_command(
+        commands,
+        "versions",
+        "list every version of an image's label: who or what made it, from what, and its score",
+        "samcorrect versions ward/anna --studies images",
+    )
+    restore = _workspace_command(
+        commands,
+        "restore",
+        "make an old version of a label the best one again; nothing is taken away",
+        "samcorrect restore ward/anna 17 --by 'Dr. Who' --studies images",
+    )
+    diff = _workspace_command(
+        commands,
+        "diff",
+        "compare two versions of a label, structure by structure",
+        "samcorrect diff ward/anna 17 23 --studies images",
+    )
+    for parser in (versions, restore, diff):
+        parser.add_argument("image", help="the image's id: its path below the studies, without the suffix")
+    restore.add_argument("version", type=int, help="its number, as `samcorrect versions` lists it")
+    restore.add_argument("--by", metavar="NAME", required=True, help="who restores it")
+    diff.add_argument("first", type=int, help="number of the version before")
+    diff.add_argument("second", type=int, help="number of the version after")
+    for parser in (versions, diff):
+        parser.add_argument("--json", action="store_true", help="print JSON")
+    backup = _workspace_command(
+        commands,
+        "backup",
+        "write ledger, labels and models, without the images, into one file; the server may go on",
+        "samcorrect backup samcorrect-2026-11-24.tar --studies images",
+    )
+    restoring = _workspace_command(
+        commands,
+        "restore-backup",
+        "make the state folder from a backup; it must be missing or empty",
+        "samcorrect restore-backup samcorrect-2026-11-24.tar --studies images",
+    )
+    for parser in (backup, restoring):
+        parser.add_argument("file", type=Path, help="the backup, a tar file")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code.
 
@@ -176,7 +221,7 @@ def _workspace_command(
     commands: Any, name: str, summary: str, example: str, *, needs_studies: bool = True
 ) -> argparse.ArgumentParser:
     parser = _command(commands, name, summary, example)
-    parser.add_argument("--studies", type=Path, required=needs_studies, help="folder of the images")
+    parser.add_argument("--studies", required=needs_studies, help="folder of the images")
     for setting in COMMON_SETTINGS:
         field = Settings.model_fields[setting]
         parser.add_argument(f"--{setting.replace('_', '-')}", dest=setting, metavar="VALUE", help=field.description)

@@ -6,8 +6,10 @@ import os
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 from samcorrect.lib.errors import SettingsError, StoreError
 from samcorrect.lib.loop import workspace as ws
@@ -36,10 +39,16 @@ from samcorrect.lib.loop.queue import next_image
 from samcorrect.lib.loop.retraining import train_student
 from samcorrect.lib.loop.rounds import run_loop
 from samcorrect.lib.loop.scoring import score_store
+from samcorrect.lib.loop.versions import diff_versions, list_versions, restore_version
 from samcorrect.lib.settings import Settings
+from samcorrect.lib.store.backup import restore_backup, write_backup
+from samcorrect.lib.store.sources import open_studies
+from samcorrect.lib.store.studies import LocalStudies
 
 # Done, but some input could not be used.
 EXIT_SET_ASIDE = 3
+# Columns of a table that goes into a file or a pipe.
+WIDE = 200
 # The demo has to end within minutes on two cores.
 DEMO_ROUNDS, DEMO_STEPS, DEMO_CANDIDATES = 1, 120, 8
 
@@ -60,6 +69,11 @@ def run(parsed: argparse.Namespace, settings: Settings) -> int:
         "import-labels": _import_labels,
         "export": _export,
         "models": _models,
+        "versions": _versions,
+        "restore": _restore,
+        "diff": _diff,
+        "backup": _backup,
+        "restore-backup": _restore_backup,
     }
     return commands[parsed.command](parsed, settings)
 
@@ -73,7 +87,7 @@ def _demo(parsed: argparse.Namespace, settings: Settings) -> int:
     studies = parsed.out / "studies"
     shutil.copytree(source / "images", studies, dirs_exist_ok=True)
     shutil.copy(source / "protocol.yaml", studies)
-    parsed.studies, parsed.ground_truth = studies, source / "labels"
+    parsed.studies, parsed.ground_truth = str(studies), source / "labels"
     parsed.test_images, parsed.test_ground_truth = source / "test-images", source / "test-labels"
     update = {"rounds": DEMO_ROUNDS, "student_steps": DEMO_STEPS, "n_candidates": DEMO_CANDIDATES}
     return _loop(parsed, settings.model_copy(update=update))
@@ -87,12 +101,12 @@ def _loop(parsed: argparse.Namespace, settings: Settings) -> int:
     truth = GroundTruth(parsed.ground_truth) if parsed.ground_truth else None
     test = (parsed.test_images, GroundTruth(parsed.test_ground_truth)) if parsed.test_images else None
     workspace = ws.open_workspace(parsed.studies, settings)
-    _require_outside(parsed.out, parsed.studies)
+    _require_outside(parsed.out, workspace)
     # Before hours of work, not after them.
     if truth is not None:
-        truth.check(parsed.studies)
+        truth.check(workspace.store.studies)
     if test is not None:
-        test[1].check(test[0])
+        test[1].check(LocalStudies(test[0]))
     with _progress() as progress:
         result = run_loop(workspace, progress=progress)
         comparison = None
@@ -182,7 +196,7 @@ def _import_labels(parsed: argparse.Namespace, settings: Settings) -> int:
 
 def _export(parsed: argparse.Namespace, settings: Settings) -> int:
     workspace = ws.open_workspace(parsed.studies, settings)
-    _require_outside(parsed.out, parsed.studies)
+    _require_outside(parsed.out, workspace)
     states = [state.strip() for state in parsed.states.split(",") if state.strip()]
     with _progress() as progress:
         told = export_labels(workspace, parsed.out, file_format=parsed.format, states=states, progress=progress)
@@ -202,10 +216,67 @@ def _models(parsed: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def _require_outside(out: Path, studies: Path) -> None:
+def _versions(parsed: argparse.Namespace, settings: Settings) -> int:
+    told = list_versions(ws.open_workspace(parsed.studies, settings), parsed.image)
+    if parsed.json:
+        print(json.dumps(told, indent=1))
+        return 0
+    table = Table("version", "tag", "score", "made by", "round", "from", "when", "model", "how", box=None)
+    for row in told:
+        number, score = f"{row['version']}{' best' if row['is_best'] else ''}", _shown(row["score"], "not scored")
+        parent = "" if row["parent"] is None else str(row["parent"])
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["created_at"]))
+        made = (row["maker"], str(row["round"]), parent, when, row["model_digest"][:12], row["runtime"])
+        table.add_row(number, row["tag"], score, *made)
+    Console(width=None if sys.stdout.isatty() else WIDE).print(table if told else f"{parsed.image} has no label yet")
+    return 0
+
+
+def _restore(parsed: argparse.Namespace, settings: Settings) -> int:
+    workspace = ws.open_workspace(parsed.studies, settings)
+    row = restore_version(workspace, parsed.image, parsed.version, user=parsed.by)
+    print(f"version {parsed.version} of {parsed.image} is the best label again, as version {row.id} ({row.tag})")
+    return 0
+
+
+def _diff(parsed: argparse.Namespace, settings: Settings) -> int:
+    workspace = ws.open_workspace(parsed.studies, settings)
+    told = diff_versions(workspace, parsed.image, parsed.first, parsed.second)
+    if parsed.json:
+        print(json.dumps(told, indent=1))
+        return 0
+    for row in told:
+        changes = f"{row['n_added_vox']} voxels added, {row['n_removed_vox']} removed ({row['changed_mm3']:g} mm3)"
+        print(f"{row['structure']:24s} Dice {_shown(row['dice'])}  {changes}")
+    if not told:
+        print("both are empty")
+    return 0
+
+
+def _backup(parsed: argparse.Namespace, settings: Settings) -> int:
+    store = ws.open_workspace(parsed.studies, settings).store
+    with _progress() as progress:
+        told = write_backup(store, parsed.file, progress=partial(progress, "backing up files"))
+    print(f"{told['n_labels']} label file(s), the ledger and the models are in {parsed.file}; the images are not")
+    return _tell_set_aside([(name, "gone or changed on the disk") for name in told["damaged"]])
+
+
+def _restore_backup(parsed: argparse.Namespace, settings: Settings) -> int:
+    _, state_dir = open_studies(parsed.studies, settings.state)
+    with _progress() as progress:
+        checking = partial(progress, "checking labels")
+        told = restore_backup(parsed.file, state_dir, settings.ledger_url, progress=checking)
+    print(f"{told['n_labels']} label file(s), the ledger and the models are back in {state_dir}")
+    return _tell_set_aside([(name, "was damaged before the backup") for name in told["damaged"]])
+
+
+def _require_outside(out: Path, workspace: ws.Workspace) -> None:
     """Raises SettingsError where label files in `out` would be taken for images of the studies."""
-    if out.resolve().is_relative_to(studies.resolve()):
-        raise SettingsError(f"--out {out} lies in the studies folder {studies}, where labels would be taken for images")
+    studies = workspace.store.studies
+    if isinstance(studies, LocalStudies) and out.resolve().is_relative_to(studies.folder.resolve()):
+        raise SettingsError(
+            f"--out {out} lies in the studies folder {studies.folder}, where labels would be taken for images"
+        )
 
 
 def _tell_set_aside(faults: Sequence[tuple[str, str]]) -> int:
@@ -221,8 +292,8 @@ def _program() -> str:
     return shlex.quote(os.path.relpath(path)) if path.is_absolute() and path.is_file() else "samcorrect"
 
 
-def _shown(value: float | None) -> str:
-    return "not defined" if value is None else f"{value:.3f}"
+def _shown(value: float | None, otherwise: str = "not defined") -> str:
+    return otherwise if value is None else f"{value:.3f}"
 
 
 def _print_table(told: dict) -> None:

@@ -18,7 +18,7 @@ from samcorrect.lib.loop.workspace import PROTOCOL_NAME, open_workspace
 from samcorrect.lib.scoring.tasks import LabelQuality, SelfCorrection
 from samcorrect.lib.server.mend import mend_server
 from samcorrect.lib.settings import load_settings
-from samcorrect.lib.store.datastore import LedgerDatastore, local_studies
+from samcorrect.lib.store.datastore import LedgerDatastore
 from samcorrect.lib.store.label_names import ordered_names
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class SamCorrect(MONAILabelApp):
             ProtocolError: The protocol is faulty.
             StoreError: The studies or the state folder cannot be used.
         """
-        self.workspace = open_workspace(local_studies(studies), load_settings(conf or {}))
+        self.workspace = open_workspace(studies, load_settings(conf or {}))
         keep_sessions_in(self.workspace.store.state_dir)
         labels = ordered_names(self.workspace.protocol)
         super().__init__(app_dir, studies, dict(conf or {}), "samcorrect", DESCRIPTION, __version__, labels)
@@ -58,7 +58,7 @@ class SamCorrect(MONAILabelApp):
         """All models; without a protocol those that need none."""
         served = {name: model for name, model in MODELS.items() if self.workspace.protocol or not model.needs_protocol}
         if len(served) < len(MODELS):
-            studies = self.workspace.store.studies
+            studies = self.workspace.store.studies.location
             logger.warning(
                 "no protocol: only %s are served; put a %s into %s", ", ".join(served), PROTOCOL_NAME, studies
             )

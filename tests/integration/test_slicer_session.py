@@ -299,7 +299,7 @@ def assert_on_grid(file, image_path):
     label, image = read_label_map(Path(file)), read_image(Path(image_path))
     assert label.array.shape == image.array.shape
     assert np.allclose(label.affine, image.affine, atol=1e-4)
-    return align_label_map(label, image)
+    return align_label_map(label, image.grid)
 
 
 def assert_prompts_mark_the_disc(slicer, image_id, image_path):

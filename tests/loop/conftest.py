@@ -15,7 +15,7 @@ from scipy.ndimage import shift
 
 from samcorrect.cli import main
 from samcorrect.lib.loop.workspace import Workspace, open_workspace
-from samcorrect.lib.store.ledger import LEDGER_NAME
+from samcorrect.lib.store.engine import LEDGER_NAME
 from samcorrect.lib.store.volumes import LPS_TO_RAS, read_label_map
 
 # Labels of these images are shifted by this much, far enough for a student to see.

@@ -20,6 +20,7 @@ from samcorrect.lib.loop.outcome import write_report
 from samcorrect.lib.loop.rounds import run_loop
 from samcorrect.lib.loop.workspace import open_workspace
 from samcorrect.lib.store.labels import LabelStore
+from samcorrect.lib.store.sources import open_studies
 from samcorrect.lib.store.volumes import LPS_TO_RAS, read_label_map, write_label_map
 from samcorrect.lib.transforms.frame import labels_to_frame
 
@@ -59,7 +60,7 @@ run_loop(workspace, progress=progress)
 @pytest.mark.slow
 def test_every_image_has_a_label_on_its_grid_and_a_score_for_each_structure(compared_run, phantoms, true_dice):
     assert compared_run.code == 0
-    store = LabelStore(phantoms.images, compared_run.state)
+    store = LabelStore(*open_studies(phantoms.images, compared_run.state))
     latest = store.ledger.latest_labels()
     images = store.ledger.images()
     assert len(images) == 10

@@ -10,13 +10,13 @@ from samcorrect.lib.errors import (
     ImageError,
     LabelError,
     RequestError,
-    SettingsError,
     UnknownImageError,
     UnknownLabelError,
 )
 from samcorrect.lib.protocol import Protocol
-from samcorrect.lib.store.datastore import LedgerDatastore, check_tag, local_studies
+from samcorrect.lib.store.datastore import LedgerDatastore, check_tag
 from samcorrect.lib.store.labels import LabelStore
+from samcorrect.lib.store.sources import open_studies
 from samcorrect.lib.store.volumes import read_label_map
 
 SHAPE = (16, 12, 1)
@@ -29,7 +29,7 @@ PROTOCOL = Protocol(
 
 @pytest.fixture
 def store(make_studies):
-    return LabelStore(make_studies("a.png", "ward/b.png"))
+    return LabelStore(*open_studies(make_studies("a.png", "ward/b.png"), None))
 
 
 @pytest.fixture
@@ -122,9 +122,9 @@ def test_image_notes_are_merged(datastore):
 
 
 def test_a_new_file_is_seen_without_a_restart(datastore, store):
-    (store.studies / "ward" / "deep").mkdir()
+    (store.studies.folder / "ward" / "deep").mkdir()
     assert datastore.list_images() == ["a", "ward/b"]
-    Image.new("L", (16, 12)).save(store.studies / "ward" / "deep" / "c.png")
+    Image.new("L", (16, 12)).save(store.studies.folder / "ward" / "deep" / "c.png")
     assert datastore.list_images() == ["a", "ward/b", "ward/deep/c"]
 
 
@@ -132,7 +132,7 @@ def test_an_upload_becomes_an_image(datastore, store, tmp_path):
     upload = tmp_path / "x.png"
     Image.new("L", (16, 12), 7).save(upload)
     assert datastore.add_image("ward/new", str(upload), {"client_id": "me"}) == "ward/new"
-    assert (store.studies / "ward" / "new.png").read_bytes() == upload.read_bytes()
+    assert (store.studies.folder / "ward" / "new.png").read_bytes() == upload.read_bytes()
     assert "ward/new" in datastore.list_images()
 
 
@@ -149,10 +149,10 @@ def test_bad_uploads_are_refused(datastore, store, tmp_path, image_id, error, sa
     upload = tmp_path / "deep" / "x.png"
     upload.parent.mkdir()
     upload.write_text("not a picture")
-    before = sorted(store.studies.rglob("*.png"))
+    before = sorted(store.studies.folder.rglob("*.png"))
     with pytest.raises(error, match=says):
         datastore.add_image(image_id, str(upload), {})
-    assert sorted(store.studies.rglob("*.png")) == before
+    assert sorted(store.studies.folder.rglob("*.png")) == before
 
 
 def test_nothing_is_deleted(datastore, store):
@@ -180,7 +180,7 @@ def test_a_file_refused_by_its_name_is_not_handed_out(make_studies, tmp_path):
     outside = tmp_path / "outside.png"
     Image.new("L", (16, 12)).save(outside)
     (studies / "link.png").symlink_to(outside)
-    datastore = LedgerDatastore(LabelStore(studies), None)
+    datastore = LedgerDatastore(LabelStore(*open_studies(studies, None)), None)
     assert datastore.list_images() == ["a"]
     with pytest.raises(ImageError, match="leaves the studies folder"):
         datastore.get_image_uri("link.png")
@@ -214,12 +214,6 @@ def test_good_tags(tag):
 def test_bad_tags(tag):
     with pytest.raises(RequestError, match="is not a tag"):
         check_tag(tag)
-
-
-def test_remote_studies_are_refused(tmp_path):
-    with pytest.raises(SettingsError, match="URL"):
-        local_studies("http://pacs/dicom-web")
-    assert local_studies(str(tmp_path)) == tmp_path
 
 
 def _path(datastore, image_id, tag):

@@ -1,11 +1,13 @@
 """Folders and files that cannot be a ledger."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from samcorrect.lib.errors import StoreError
-from samcorrect.lib.store.ledger import LEDGER_NAME, Ledger
+from samcorrect.lib.store.engine import LEDGER_NAME
+from samcorrect.lib.store.ledger import Ledger
 from samcorrect.lib.store.studies import ImageFile
 
 
@@ -33,7 +35,15 @@ def test_a_folder_in_the_place_of_the_ledger_is_a_store_error(tmp_path):
 @pytest.mark.parametrize("name", ["what?mode=ro", "100%25", "a b#c", "ü"])
 def test_any_name_of_the_state_folder_will_do(tmp_path, name):
     ledger = Ledger(tmp_path / name)
-    ledger.sync_images([ImageFile("a", Path("/studies/a.png"))])
+    ledger.sync_images([ImageFile("a", "a.png", "a")])
     ledger.close()
     assert (tmp_path / name / LEDGER_NAME).is_file()
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_ledger_that_breaks_while_it_is_open_is_a_store_error(tmp_path):
+    ledger = Ledger(tmp_path / "state")
+    ledger.close()
+    shutil.rmtree(ledger.state_dir)
+    with pytest.raises(StoreError, match=f"the ledger in {ledger.state_dir} cannot be used"):
+        ledger.images()

@@ -6,7 +6,8 @@ import shutil
 import pytest
 
 from samcorrect.lib.errors import RequestError, StoreError
-from samcorrect.lib.store.studies import LEDGER_NAME, check_image_id, require_images, scan_studies
+from samcorrect.lib.store.engine import LEDGER_NAME
+from samcorrect.lib.store.studies import LocalStudies, check_image_id, require_images
 
 
 def test_images_are_listed_by_their_path_without_the_suffix_in_order_of_id(make_studies):
@@ -15,23 +16,23 @@ def test_images_are_listed_by_their_path_without_the_suffix_in_order_of_id(make_
     (studies / "v.nii.gz").write_bytes(b"x")
     (studies / "w.nii").write_bytes(b"x")
     (studies / "x.nrrd").write_bytes(b"x")
-    found, refused = scan_studies(studies)
+    found, refused = LocalStudies(studies).scan()
     assert [image.id for image in found] == ["a", "a b", "b", "sub", "sub/deeper/c", "v", "w", "x"]
-    assert found[4].path == studies / "sub" / "deeper" / "c.jpeg"
+    assert found[4].path == "sub/deeper/c.jpeg"
     assert refused == []
 
 
 def test_an_empty_folder_holds_no_images_and_that_is_said_with_the_file_types(tmp_path):
-    assert scan_studies(tmp_path) == ([], [])
+    assert LocalStudies(tmp_path).scan() == ([], [])
     with pytest.raises(StoreError, match=r"no images in .*reads \.nii\.gz, \.nii, \.nrrd, \.png, \.jpg, \.jpeg"):
-        require_images([], tmp_path)
+        require_images([], str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["gone", "file"])
 def test_a_missing_folder_and_a_file_in_its_place_are_store_errors(tmp_path, name):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StoreError, match=f"studies folder .*{name} does not exist"):
-        scan_studies(tmp_path / name)
+        LocalStudies(tmp_path / name).scan()
 
 
 def test_hidden_folders_the_hosts_labels_and_the_state_folder_are_passed_over(make_studies):
@@ -39,13 +40,13 @@ def test_hidden_folders_the_hosts_labels_and_the_state_folder_are_passed_over(ma
         "a.png", ".hidden/b.png", ".c.png", "labels/final/a.png", "x/state/labels/a/1.png", "x/.y/d.png"
     )
     (studies / "x" / "state" / LEDGER_NAME).touch()
-    found, refused = scan_studies(studies)
+    found, refused = LocalStudies(studies).scan()
     assert [image.id for image in found] == ["a"]
     assert refused == []
 
 
 def test_a_folder_named_labels_further_down_is_an_ordinary_one(make_studies):
-    found, _ = scan_studies(make_studies("case/labels/a.png"))
+    found, _ = LocalStudies(make_studies("case/labels/a.png")).scan()
     assert [image.id for image in found] == ["case/labels/a"]
 
 
@@ -60,7 +61,7 @@ def test_links_that_leave_the_folder_are_refused_and_links_within_are_images(mak
     (studies / "dangling.png").symlink_to("nowhere.png")
     (studies / "loop.png").symlink_to("loop.png")
     (studies / "within.png").symlink_to("sub/b.png")
-    found, refused = scan_studies(studies)
+    found, refused = LocalStudies(studies).scan()
     assert [image.id for image in found] == ["a", "sub/b", "within"]
     assert refused == [(name, "a link that leaves the studies folder") for name in ("link.png", "relative.png")]
 
@@ -68,8 +69,8 @@ def test_links_that_leave_the_folder_are_refused_and_links_within_are_images(mak
 def test_of_two_files_with_one_id_the_first_by_name_is_the_image(make_studies):
     studies = make_studies("a.png", "b.jpg", "b.png")
     (studies / "a.nii.gz").write_bytes(b"x")
-    found, refused = scan_studies(studies)
-    assert [image.path.name for image in found] == ["a.nii.gz", "b.jpg"]
+    found, refused = LocalStudies(studies).scan()
+    assert [image.path for image in found] == ["a.nii.gz", "b.jpg"]
     assert refused == [
         ("a.png", "has the same id as a.nii.gz; rename one of them"),
         ("b.png", "has the same id as b.jpg; rename one of them"),
@@ -82,7 +83,7 @@ def test_names_with_spaces_and_common_signs_are_images_and_others_are_refused_by
     )
     (studies / os.fsdecode(b"latin_\xfc.png")).write_bytes(b"x")
     (studies / "line\nbreak.png").write_bytes(b"x")
-    found, refused = scan_studies(studies)
+    found, refused = LocalStudies(studies).scan()
     assert [image.id for image in found] == ["left lung (1)", "p@1+2=x"]
     names = {name for name, _ in refused}
     assert names == {
@@ -135,6 +136,6 @@ def test_an_id_that_climbs_hides_or_is_malformed_is_refused(image_id):
 
 def test_the_order_does_not_depend_on_the_order_of_creation(make_studies):
     names = [f"case_{number}.png" for number in (10, 9, 2, 1)]
-    found, _ = scan_studies(make_studies(*names))
+    found, _ = LocalStudies(make_studies(*names)).scan()
     assert [image.id for image in found] == ["case_1", "case_10", "case_2", "case_9"]
-    assert scan_studies(make_studies(*names[::-1]))[0] == found
+    assert LocalStudies(make_studies(*names[::-1])).scan()[0] == found

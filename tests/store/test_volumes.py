@@ -153,7 +153,7 @@ def test_a_two_dimensional_label_fits_its_png_for_us_and_for_simpleitk(tmp_path,
     write_label_map(path, label_map, image.affine)
     back = read_label_map(path)
     assert back.n_dims == 2
-    assert np.array_equal(align_label_map(back, image), label_map)
+    assert np.array_equal(align_label_map(back, image.grid), label_map)
     # SimpleITK puts the pixel (15, 3) of the PNG at LPS (15, 3); the label's voxel must lie there too.
     assert SimpleITK.ReadImage(str(tmp_path / "a.png")).TransformIndexToPhysicalPoint((15, 3)) == (15.0, 3.0)
     assert np.allclose(SimpleITK.ReadImage(str(path)).TransformIndexToPhysicalPoint((15, 3, 0)), (15, 3, 0))
@@ -283,7 +283,7 @@ def test_each_of_the_48_storage_orders_comes_back_exactly(label_map, oblique_aff
     image = Volume(label_map.astype(np.float32), oblique_affine, 3)
     label = reoriented(Volume(label_map, oblique_affine, 3), axes, flips)
     before = label.array.copy()
-    assert np.array_equal(align_label_map(label, image), label_map)
+    assert np.array_equal(align_label_map(label, image.grid), label_map)
     assert np.array_equal(label.array, before)
 
 
@@ -291,7 +291,7 @@ def test_a_permuted_cube_is_not_taken_for_its_image(oblique_affine, rng):
     array = rng.integers(0, 3, (9, 9, 9), dtype=np.uint8)
     label = reoriented(Volume(array, oblique_affine, 3), (2, 0, 1), (True, False, True))
     assert not np.array_equal(label.array, array)
-    assert np.array_equal(align_label_map(label, Volume(array, oblique_affine, 3)), array)
+    assert np.array_equal(align_label_map(label, Volume(array, oblique_affine, 3).grid), array)
 
 
 def moved(affine: np.ndarray, **changes: np.ndarray) -> np.ndarray:
@@ -319,7 +319,7 @@ def test_another_grid_is_refused_and_both_grids_are_named(oblique_affine, change
     image = Volume(np.zeros(SHAPE, np.float32), oblique_affine, 3)
     label = Volume(np.zeros(shape, np.uint8), moved(oblique_affine, **change), 3)
     with pytest.raises(GeometryError) as caught:
-        align_label_map(label, image, name="label 7 of case_1")
+        align_label_map(label, image.grid, name="label 7 of case_1")
     message = str(caught.value)
     assert message.startswith("label 7 of case_1 is not on its image's grid")
     for volume in (label, image):
@@ -333,7 +333,7 @@ def test_a_spacing_that_adds_up_over_a_large_image_is_another_grid():
     # 0.1 % wider voxels: 0.5 voxels at the far side of 512.
     image = Volume(np.zeros((512, 512, 1), np.float32), np.eye(4), 2)
     with pytest.raises(GeometryError):
-        align_label_map(Volume(np.zeros((512, 512, 1), np.uint8), np.diag([1.001, 1, 1, 1]), 2), image)
+        align_label_map(Volume(np.zeros((512, 512, 1), np.uint8), np.diag([1.001, 1, 1, 1]), 2), image.grid)
 
 
 def test_rounding_of_float32_and_of_six_digits_is_no_other_grid(oblique_affine):
@@ -341,7 +341,7 @@ def test_rounding_of_float32_and_of_six_digits_is_no_other_grid(oblique_affine):
     image = Volume(np.zeros(shape, np.uint8), oblique_affine, 3)
     for rounded in (oblique_affine.astype(np.float32), np.round(oblique_affine, 6)):
         label = Volume(np.zeros(shape, np.uint8), rounded.astype(np.float64), 3)
-        assert align_label_map(label, image).shape == shape
+        assert align_label_map(label, image.grid).shape == shape
 
 
 def test_a_quaternion_that_simpleitk_reads_otherwise_is_no_other_grid(tmp_path):
@@ -358,7 +358,7 @@ def test_a_quaternion_that_simpleitk_reads_otherwise_is_no_other_grid(tmp_path):
     SimpleITK.WriteImage(SimpleITK.ReadImage(str(tmp_path / "image.nii")), str(tmp_path / "label.nrrd"))
     image, label = read_image(tmp_path / "image.nii"), read_label_map(tmp_path / "label.nrrd")
     assert np.abs((label.affine - image.affine) @ [511, 511, 0, 0]).max() > 0.1  # mm, or the test shows nothing
-    assert align_label_map(label, image).shape == (512, 512, 2)
+    assert align_label_map(label, image.grid).shape == (512, 512, 2)
 
 
 # Atomic writes

@@ -4,8 +4,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from samcorrect.lib.errors import SettingsError
 
@@ -23,6 +24,11 @@ class Settings(BaseModel):
 
     protocol: Path | None = Field(None, description="protocol file; default <studies>/protocol.yaml")
     state: Path | None = Field(None, description="folder of ledger, labels and models; default <studies>/.samcorrect")
+    ledger_url: str | None = Field(
+        None,
+        description="PostgreSQL database for the ledger: postgresql://USER@HOST:PORT/NAME; its password comes from "
+        "PGPASSWORD or ~/.pgpass, never from the URL",
+    )
     preset: PresetName = Field("samcorrect", description="which method the rounds follow")
     rounds: int = Field(2, ge=1, le=20, description="rounds of score, correct and retrain")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of every random choice")
@@ -35,6 +41,16 @@ class Settings(BaseModel):
     student_learning_rate: float = Field(2e-3, gt=0, le=1, description="peak learning rate")
     audit_share: float = Field(0.2, ge=0, le=1, description="share of the queue that serves random images")
     lease_s: float = Field(1800, gt=0, description="seconds an image stays reserved for one annotator")
+
+    @field_validator("ledger_url")
+    @classmethod
+    def _check_ledger_url(cls, url: str | None) -> str | None:
+        parts = urlsplit(url or "postgresql:")
+        if parts.scheme != "postgresql" or parts.password is not None:
+            raise ValueError(
+                "postgresql://USER@HOST:PORT/NAME is wanted, and no password in it: set PGPASSWORD instead"
+            )
+        return url
 
 
 def load_settings(given: Mapping[str, object], environment: Mapping[str, str] | None = None) -> Settings:
@@ -64,6 +80,7 @@ def load_settings(given: Mapping[str, object], environment: Mapping[str, str] | 
             if fault["type"] == "extra_forbidden":
                 faults.append(f"{name}: no such setting; known are {', '.join(Settings.model_fields)}")
             else:
-                faults.append(f"{name}: {fault['msg']} (got {fault['input']!r:.80})")
+                got = "" if name == "ledger_url" else f" (got {fault['input']!r:.80})"  # it can hold a password
+                faults.append(f"{name}: {fault['msg']}{got}")
         lines = "\n".join(f"  - {fault}" for fault in faults)
         raise SettingsError(f"{len(faults)} fault(s) in the settings:\n{lines}") from error

@@ -34,7 +34,8 @@ class QueueStrategy(Strategy):
         chosen = next_image(self.workspace, holder, strategy=self.strategy)
         if chosen is None:
             return None
-        path = Path(self.workspace.store.ledger.image(chosen.image_id).path)
+        store = self.workspace.store
+        path = store.image_path(store.ledger.image(chosen.image_id))
         return {
             "id": chosen.image_id,
             "name": display_name(path, chosen),

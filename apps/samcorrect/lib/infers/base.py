@@ -30,7 +30,7 @@ class Segmented:
         names: Index to name, where the protocol does not name them.
         params: Goes to the client beside the mask.
         maker: What made it.
-        model_digest: Of the network that made it.
+        model_digest, runtime: Of the network that made it, and how it ran.
         prompts: From what; kept with a saved label.
         info: Kept with a saved label.
     """
@@ -40,6 +40,7 @@ class Segmented:
     params: Mapping[str, Any] = field(default_factory=dict)
     maker: str = ""
     model_digest: str = ""
+    runtime: str = ""
     prompts: Mapping[str, Any] = field(default_factory=dict)
     info: Mapping[str, Any] = field(default_factory=dict)
 
@@ -113,6 +114,7 @@ class MaskTask(InferTask):
             maker=made.maker,
             affine=volume.affine,
             model_digest=made.model_digest,
+            runtime=made.runtime,
             prompts=made.prompts,
             info={**made.info, "user": infer_request.user},
         )

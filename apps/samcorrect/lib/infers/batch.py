@@ -9,7 +9,7 @@ from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 from samcorrect.lib.errors import RequestError, UnknownModelError
 from samcorrect.lib.loop.pseudo_label import pseudo_label_store
 from samcorrect.lib.loop.workspace import Workspace, log_progress
-from samcorrect.lib.store.ledger import TAG_ORIGINAL
+from samcorrect.lib.store.schema import TAG_ORIGINAL
 
 BATCH_MODEL = "sam"
 

@@ -10,7 +10,8 @@ from samcorrect.lib.infers.base import MaskTask, Segmented
 from samcorrect.lib.infers.request import InferRequest, parse_prompt_request
 from samcorrect.lib.loop.prompted import segment_prompts
 from samcorrect.lib.loop.pseudo_label import pseudo_label_image
-from samcorrect.lib.store.ledger import TAG_ORIGINAL
+from samcorrect.lib.loop.workspace import Workspace
+from samcorrect.lib.store.schema import TAG_ORIGINAL
 from samcorrect.lib.store.volumes import Volume
 
 
@@ -22,13 +23,14 @@ class SamTask(MaskTask):
 
     def segment(self, infer_request: InferRequest, volume: Volume, request: Mapping[str, Any]) -> Segmented:
         """Choose among SAM's candidates of every structure."""
-        made = pseudo_label_image(self.workspace, volume, self.workspace.store.image_name(infer_request.image_path))
+        made = pseudo_label_image(self.workspace, volume, _image_name(self.workspace, infer_request))
         sam = self.workspace.sam
         return Segmented(
             label_map=made.label_map,
             params={"prompts": made.prompts},
             maker=f"sam:{sam.name}",
             model_digest=sam.digest,
+            runtime=sam.runtime,
             prompts=made.prompts,
             info=made.info,
         )
@@ -53,3 +55,9 @@ class SamPromptTask(MaskTask):
             background=list(prompts.background),
         )
         return Segmented(label_map=mask.astype(np.uint8), names={1: prompts.label}, params={"label": prompts.label})
+
+
+def _image_name(workspace: Workspace, infer_request: InferRequest) -> str:
+    """What a boxes file calls the image: its path below the studies, or the name of its file in an upload session."""
+    image_id = infer_request.image_id
+    return infer_request.image_path.name if image_id is None else workspace.store.ledger.image(image_id).path

@@ -6,7 +6,7 @@ from typing import Any
 from samcorrect.lib.errors import UnknownModelError
 from samcorrect.lib.infers.base import MaskTask, Segmented
 from samcorrect.lib.infers.request import InferRequest
-from samcorrect.lib.store.ledger import TAG_ORIGINAL
+from samcorrect.lib.store.schema import TAG_ORIGINAL
 from samcorrect.lib.store.volumes import Volume
 
 

@@ -30,6 +30,7 @@ from samcorrect.lib.loop.workspace import Progress, Workspace
 from samcorrect.lib.networks.student import Student
 from samcorrect.lib.store.labels import LabelStore
 from samcorrect.lib.store.schema import LabelVersionRow
+from samcorrect.lib.store.studies import LocalStudies
 from samcorrect.lib.transforms.frame import labels_to_frame
 
 PRESETS = ("samcorrect", "huang2023")
@@ -69,13 +70,14 @@ def compare(
         `test_quarantined`, the (image id, reason) of test images that cannot be read.
     """
     protocol, studies = workspace.require_protocol(), workspace.store.studies
-    arms_dir = out_dir / "arms" / _name_of(studies, test[0] if test else studies)
+    test_studies = LocalStudies(test[0]) if test else studies
+    arms_dir = out_dir / "arms" / _name_of(studies.location, test_studies.location)
     results = {workspace.settings.preset: (workspace, result)}
     for preset in PRESETS:
         if preset not in results:
             other = _side_workspace(workspace, arms_dir / preset, preset=preset)
             results[preset] = (other, run_loop(other, progress=_named(progress, preset)))
-    store = LabelStore(test[0], arms_dir / "test") if test else workspace.store
+    store = LabelStore(test_studies, arms_dir / "test") if test else workspace.store
     cases = load_cases(store, test[1] if test else truth, protocol)
     baselines = _side_workspace(workspace, arms_dir / "baselines")
     students = _train_arms(baselines, results, truth, progress)
@@ -125,9 +127,9 @@ def _by_case(cases: list[Case], scores: CaseScores) -> dict[str, float | None]:
     return {case.image_id: rounded(v) for case, v in zip(cases, values, strict=True)}
 
 
-def _name_of(*folders: Path) -> str:
+def _name_of(*locations: str) -> str:
     """A name for what belongs to these folders: a report folder that is used again for other images mixes nothing."""
-    return hashlib.sha256("\n".join(str(folder.absolute()) for folder in folders).encode()).hexdigest()[:12]
+    return hashlib.sha256("\n".join(locations).encode()).hexdigest()[:12]
 
 
 def _side_workspace(workspace: Workspace, state_dir: Path, **changes: Any) -> Workspace:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ from samcorrect.lib.loop.scoring import Scores, score_cohort, score_store, write
 from samcorrect.lib.loop.students import SEED_STRIDE, Trained, predict_cohort, train_on
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
 from samcorrect.lib.networks.student import predict_frames
-from samcorrect.lib.store.ledger import TAG_CORRECTED
+from samcorrect.lib.store.schema import TAG_CORRECTED
 from samcorrect.lib.transforms.frame import from_frame, to_frame
 
 STAGE_CORRECT = "correcting labels"
@@ -240,9 +239,10 @@ def save_correction(
         run_id=run_id,
         round_number=round_number,
         parent_id=parent.id,
+        runtime=parent.runtime,
         prompts=parent.prompts,
         info={
-            **{key: parent.info[key] for key in ("structures", "runtime") if key in parent.info},
+            **{key: parent.info[key] for key in ("structures",) if key in parent.info},
             "reasons": correction.reasons,
             "score_before": None if np.isnan(correction.score_before) else round(correction.score_before, 6),
             "score_after": None if np.isnan(correction.score_after) else round(correction.score_after, 6),
@@ -286,7 +286,7 @@ def _sam_candidates(
     if not label.prompts or box_of_mask(prediction) is None:
         return {}
     volume = workspace.store.read_image(row.id)
-    masks = find_candidates(workspace, volume, workspace.store.image_name(Path(row.path)))[k].masks
+    masks = find_candidates(workspace, volume, row.path)[k].masks
     side = prediction.shape[-1]
     small = [to_frame(m.astype(np.float32).transpose(1, 2, 0), side).numpy() for m in masks]
     overlaps = [2 * ((m > 0.5) & prediction).sum() / max(1, (m > 0.5).sum() + prediction.sum()) for m in small]

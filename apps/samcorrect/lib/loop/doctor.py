@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from samcorrect.lib.errors import SamCorrectError, SettingsError, StoreError
-from samcorrect.lib.loop.workspace import PROTOCOL_NAME, count_cores, open_workspace
+from samcorrect.lib.errors import ProtocolError, SamCorrectError, SettingsError, StoreError
+from samcorrect.lib.loop.workspace import PROTOCOL_NAME, count_cores, open_workspace, protocol_path
 from samcorrect.lib.networks.sam import has_fast_bf16, load_sam
 from samcorrect.lib.protocol import load_protocol
 from samcorrect.lib.settings import Settings
-from samcorrect.lib.store.studies import require_images, scan_studies
+from samcorrect.lib.store.sources import open_studies
+from samcorrect.lib.store.studies import require_images
 
 MIN_FREE_GB = 2
 
@@ -26,7 +27,7 @@ class Check:
     message: str
 
 
-def check_installation(settings: Settings, studies: Path | None) -> list[Check]:
+def check_installation(settings: Settings, studies: str | None) -> list[Check]:
     """Check packages, weights, the processor, and, where a studies folder is given, the folder, its state and its
     protocol.
     """
@@ -38,12 +39,12 @@ def check_installation(settings: Settings, studies: Path | None) -> list[Check]:
     ]
     if studies is not None:
         checks += [
-            ("studies", lambda: _check_studies(studies)),
-            ("protocol", lambda: _check_protocol(studies, settings)),
+            ("studies", lambda: _check_studies(studies, settings)),
+            ("protocol", lambda: _check_protocol(protocol_path(open_studies(studies, settings.state)[0], settings))),
             ("state", lambda: _check_state(studies, settings)),
         ]
     elif settings.protocol is not None:
-        checks.append(("protocol", lambda: _check_protocol(Path(), settings)))
+        checks.append(("protocol", lambda: _check_protocol(settings.protocol)))
     return [_run(name, check) for name, check in checks]
 
 
@@ -68,20 +69,22 @@ def _check_processor() -> str:
     return f"{count_cores()} core(s), {precision}"
 
 
-def _check_studies(studies: Path) -> str:
-    images, refused = scan_studies(studies)
-    require_images(images, studies)
+def _check_studies(given: str, settings: Settings) -> str:
+    studies, _ = open_studies(given, settings.state)
+    images, refused = studies.scan()
+    require_images(images, studies.location)
     passed_over = f"; {len(refused)} file(s) cannot be used because of their names" if refused else ""
     return f"{len(images)} image(s){passed_over}"
 
 
-def _check_protocol(studies: Path, settings: Settings) -> str:
-    path = settings.protocol or studies / PROTOCOL_NAME
+def _check_protocol(path: Path | None) -> str:
+    if path is None:
+        raise ProtocolError(f"no protocol: give --protocol FILE, or put a {PROTOCOL_NAME} into the studies folder")
     protocol = load_protocol(path)
     return f"{path}: {', '.join(protocol.names)}"
 
 
-def _check_state(studies: Path, settings: Settings) -> str:
+def _check_state(studies: str, settings: Settings) -> str:
     store = open_workspace(studies, settings).store
     free_gb = shutil.disk_usage(store.state_dir).free / 1024**3
     if free_gb < MIN_FREE_GB:

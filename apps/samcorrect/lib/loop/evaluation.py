@@ -21,7 +21,7 @@ from samcorrect.lib.loop.rounds import RunResult
 from samcorrect.lib.loop.workspace import Workspace
 from samcorrect.lib.protocol import Protocol
 from samcorrect.lib.store.labels import LabelStore
-from samcorrect.lib.store.studies import scan_studies
+from samcorrect.lib.store.studies import LocalStudies, Studies
 from samcorrect.lib.store.volumes import Volume, align_label_map, read_image, read_label_map
 
 # In units of the smallest voxel side; the field's usual tolerance for organs at 1 mm.
@@ -62,26 +62,27 @@ class GroundTruth:
         if not folder.is_dir():
             raise StoreError(f"the ground truth folder {folder} does not exist; give the folder of the label maps")
         self.folder = folder
-        self._files = {file.id: file.path for file in scan_studies(folder)[0]}
+        self._files = {file.id: folder / file.path for file in LocalStudies(folder).scan()[0]}
 
     def __contains__(self, image_id: str) -> bool:
         return image_id in self._files
 
-    def check(self, images: Path) -> None:
+    def check(self, images: Studies) -> None:
         """Read every label map against its image, so that a fault is told before hours of work and not after them.
 
         Raises:
             LabelError: No image of the folder has ground truth, or some label maps are on another grid or unreadable.
         """
-        matched = [file for file in scan_studies(images)[0] if file.id in self]
+        matched = [file for file in images.scan()[0] if file.id in self]
         if not matched:
             raise LabelError(
-                f"no file in {self.folder} has the name of an image in {images}; a ground truth is named like its image"
+                f"no file in {self.folder} has the name of an image in {images.location}; "
+                "a ground truth is named like its image"
             )
         faults = []
         for file in matched:
             try:
-                self.label_map(file.id, read_image(file.path))
+                self.label_map(file.id, read_image(images.file(file.path)))
             except LabelError as error:
                 faults.append(str(error))
             except ImageError:
@@ -91,7 +92,9 @@ class GroundTruth:
 
     def label_map(self, image_id: str, volume: Volume) -> np.ndarray:
         """The true label map on the image's grid. Raises LabelError or GeometryError."""
-        return align_label_map(read_label_map(self._files[image_id]), volume, name=f"the ground truth of {image_id}")
+        return align_label_map(
+            read_label_map(self._files[image_id]), volume.grid, name=f"the ground truth of {image_id}"
+        )
 
 
 def load_cases(store: LabelStore, truth: GroundTruth, protocol: Protocol) -> list[Case]:
@@ -108,7 +111,7 @@ def load_cases(store: LabelStore, truth: GroundTruth, protocol: Protocol) -> lis
             except ImageError as error:
                 store.ledger.quarantine(row.id, str(error))
                 continue
-            cases.append(Case(row.id, store.image_name(Path(row.path)), volume, truth.label_map(row.id, volume)))
+            cases.append(Case(row.id, row.path, volume, truth.label_map(row.id, volume)))
     if not cases:
         raise LabelError(f"no file in {truth.folder} has the name of an image; a ground truth is named like its image")
     present = set().union(*(np.unique(case.truth).tolist() for case in cases))

@@ -18,9 +18,15 @@ from samcorrect.lib.loop.cohort import best_labels
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
 from samcorrect.lib.networks.student import load_student
 from samcorrect.lib.store.label_names import map_values, present_indices
-from samcorrect.lib.store.ledger import MODEL_CANDIDATE, TAG_CORRECTED, TAG_FINAL, TAG_ORIGINAL
-from samcorrect.lib.store.schema import LabelVersionRow, ModelRow
-from samcorrect.lib.store.studies import scan_studies
+from samcorrect.lib.store.schema import (
+    MODEL_CANDIDATE,
+    TAG_CORRECTED,
+    TAG_FINAL,
+    TAG_ORIGINAL,
+    LabelVersionRow,
+    ModelRow,
+)
+from samcorrect.lib.store.studies import LocalStudies
 from samcorrect.lib.store.volumes import read_label_map, write_atomically, write_bytes_atomically, write_label_map
 
 STATES = {"approved": TAG_FINAL, "corrected": TAG_CORRECTED, "pseudo": TAG_ORIGINAL}
@@ -47,28 +53,30 @@ def import_labels(
         LabelError: No file matches an image.
         StoreError: The folder is missing.
     """
-    files, unusable = scan_studies(folder)
+    files, unusable = LocalStudies(folder).scan()
     known = {row.id for row in workspace.store.require_images()}
     matched = [file for file in files if file.id in known]
     if not matched:
         raise LabelError(
-            f"no file in {folder} has the name of an image in {workspace.store.studies}; "
+            f"no file in {folder} has the name of an image in {workspace.store.studies.location}; "
             "a label is named like its image"
         )
     refused = list(unusable)
     tag, user = (TAG_FINAL, approved_by) if approved_by else (TAG_ORIGINAL, "import")
     for done, file in enumerate(matched):
         try:
-            map_values(present_indices(read_label_map(file.path).array), [], workspace.protocol)
-            workspace.store.submit_label(file.id, file.path, tag=tag, user=user, info={"imported_from": file.path.name})
+            map_values(present_indices(read_label_map(folder / file.path).array), [], workspace.protocol)
+            workspace.store.submit_label(
+                file.id, folder / file.path, tag=tag, user=user, info={"imported_from": file.path}
+            )
         except ValueError as error:  # LabelError, GeometryError or ImageError: this file is refused, the others go on
-            refused.append((file.path.name, str(error)))
+            refused.append((file.path, str(error)))
         progress("importing labels", done + 1, len(matched))
     n_imported = len(matched) - (len(refused) - len(unusable))
     return {
         "n_imported": n_imported,
         "refused": refused,
-        "unmatched": [f.path.name for f in files if f.id not in known],
+        "unmatched": [f.path for f in files if f.id not in known],
     }
 
 

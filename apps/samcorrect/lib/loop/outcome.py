@@ -120,7 +120,7 @@ def write_report(
 
 def serve_command(workspace: Workspace) -> str:
     """The command that serves what the run left behind, quoted for a shell."""
-    words = ["samcorrect", "serve", "--studies", str(workspace.store.studies)]
+    words = ["samcorrect", "serve", "--studies", workspace.store.studies.location]
     for name in ("protocol", "state"):
         value = getattr(workspace.settings, name)
         words += [] if value is None else [f"--{name}", str(value)]

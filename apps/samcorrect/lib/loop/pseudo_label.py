@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +19,7 @@ from samcorrect.lib.core.quality import prompt_agreement
 from samcorrect.lib.errors import ImageError, ProtocolError
 from samcorrect.lib.loop.candidates import Candidates, find_candidates, prompting_student
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
-from samcorrect.lib.store.ledger import TAG_ORIGINAL
-from samcorrect.lib.store.schema import ImageRow, LabelVersionRow
+from samcorrect.lib.store.schema import TAG_ORIGINAL, ImageRow, LabelVersionRow
 from samcorrect.lib.store.studies import log_name
 from samcorrect.lib.store.volumes import Volume, write_bytes_atomically
 from samcorrect.lib.transforms.frame import from_frame
@@ -85,7 +83,7 @@ def pseudo_label_store(
         rows = [workspace.store.ledger.image(image_id) for image_id in image_ids]
     recipe = _recipe(workspace)
     latest = workspace.store.ledger.latest_labels()
-    todo = [row for row in rows if _is_missing(latest.get((row.id, TAG_ORIGINAL)), recipe, row)]
+    todo = [row for row in rows if _is_missing(workspace, latest.get((row.id, TAG_ORIGINAL)), recipe, row)]
     usable, shapes = [], []
     for done, row in enumerate(todo):
         candidates = _try_candidates(workspace, row)
@@ -102,7 +100,7 @@ def pseudo_label_store(
     for done, row in enumerate(usable):
         started = time.monotonic()
         volume = workspace.store.read_image(row.id)
-        label = pseudo_label_image(workspace, volume, workspace.store.image_name(Path(row.path)))
+        label = pseudo_label_image(workspace, volume, row.path)
         workspace.store.save_label_map(
             row.id,
             label.label_map,
@@ -110,8 +108,9 @@ def pseudo_label_store(
             maker=f"{MAKER}{workspace.sam.name}",
             affine=volume.affine,
             model_digest=workspace.sam.digest,
+            runtime=workspace.sam.runtime,
             prompts=label.prompts,
-            info={**label.info, "recipe": recipe, "image_sha256": _file_sha256(row)},
+            info={**label.info, "recipe": recipe, "image_sha256": _file_sha256(workspace, row)},
         )
         logger.info("pseudo-label of image %s in %.2f s", log_name(row.id), time.monotonic() - started)
         progress(STAGE_CHOOSE, done + 1, len(usable))
@@ -123,21 +122,21 @@ def masks_to_grid(masks: np.ndarray, shape_hw: tuple[int, int]) -> np.ndarray:
     return from_frame(torch.from_numpy(masks.astype(np.float32)), shape_hw).permute(1, 2, 0).numpy()
 
 
-def _is_missing(label: LabelVersionRow | None, recipe: str, row: ImageRow) -> bool:
+def _is_missing(workspace: Workspace, label: LabelVersionRow | None, recipe: str, row: ImageRow) -> bool:
     """Whether SAM has to label an image: none of this recipe and file yet; a mask that was brought along stays."""
     if label is None or not label.maker.startswith(MAKER):
         return label is None
-    return label.info["recipe"] != recipe or label.info["image_sha256"] != _file_sha256(row)
+    return label.info["recipe"] != recipe or label.info["image_sha256"] != _file_sha256(workspace, row)
 
 
-def _file_sha256(row: ImageRow) -> str:
-    return hashlib.sha256(Path(row.path).read_bytes()).hexdigest()
+def _file_sha256(workspace: Workspace, row: ImageRow) -> str:
+    return hashlib.sha256(workspace.store.image_path(row).read_bytes()).hexdigest()
 
 
 def _try_candidates(workspace: Workspace, row: ImageRow) -> list[Candidates] | None:
     try:
         volume = workspace.store.read_image(row.id)
-        return find_candidates(workspace, volume, workspace.store.image_name(Path(row.path)))
+        return find_candidates(workspace, volume, row.path)
     except (ImageError, ProtocolError) as error:
         workspace.store.ledger.quarantine(row.id, str(error))
         logger.warning("image %s is quarantined: %s", log_name(row.id), type(error).__name__)
@@ -167,8 +166,7 @@ def _assemble(workspace: Workspace, volume: Volume, candidates: list[Candidates]
             "prompt_agreement": rounded(prompt_agreement(found.masks)),
             "usual_shape": [None if np.isnan(v) else float(v) for v in _usual_shape(found)],
         }
-    info = {"structures": structures, "runtime": workspace.sam.runtime}
-    return PseudoLabel(merge_structures(np.stack(soft), protocol.indices), prompts, info)
+    return PseudoLabel(merge_structures(np.stack(soft), protocol.indices), prompts, {"structures": structures})
 
 
 def _recipe(workspace: Workspace) -> str:

@@ -45,7 +45,7 @@ def next_image(
         workspace: The store and settings.
         holder: Who asks; leases are by this name.
         strategy: `lowest_quality` (worst score first, and at random for the audit share) or `random`.
-        rng: Source of the audit draw and of random images.
+        rng: Source of the audit draw.
         now: Seconds since the epoch.
 
     Returns:
@@ -62,12 +62,12 @@ def next_image(
     held = set(ledger.held_by(holder, now=now))
     is_audit = strategy == "lowest_quality" and draw_is_audit(settings.audit_share, rng)
     if strategy == "random" or is_audit:
-        head = ledger.queue_sample(holder, HEAD_SIZE + len(held), now=now, seed=int(rng.integers(2**31)))
+        head = ledger.queue_random(holder, HEAD_SIZE + len(held), now=now)
     else:
         head = ledger.queue_head(holder, HEAD_SIZE + len(held), now=now)
+    why = WHY_RANDOM if strategy == "random" else WHY_AUDIT if is_audit else WHY_WORST
     for row in sorted(head, key=lambda r: r.id in held):
-        if ledger.take_lease(row.id, holder, now=now, lease_s=settings.lease_s):
-            why = WHY_RANDOM if strategy == "random" else WHY_AUDIT if is_audit else WHY_WORST
+        if ledger.take_lease(row.id, holder, now=now, lease_s=settings.lease_s, why=why):
             return _describe(workspace, row, why)
     return None
 

@@ -12,9 +12,7 @@ from samcorrect.lib.loop.cohort import Cohort, best_labels, load_cohort
 from samcorrect.lib.loop.students import SEED_STRIDE, Trained, train_on
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
 from samcorrect.lib.networks.student import Student, predict_frames
-from samcorrect.lib.store.ledger import MODEL_CANDIDATE
-from samcorrect.lib.store.schema import ModelRow
-from samcorrect.lib.store.studies import case_of
+from samcorrect.lib.store.schema import MODEL_CANDIDATE, ModelRow
 
 # A label of the bad population still shows what an image looks like, but teaches little.
 MIN_SAMPLING = 0.1
@@ -88,7 +86,7 @@ def gate_split(cohort: Cohort) -> tuple[np.ndarray, np.ndarray]:
     """Images to learn from, and approved ones held out for the gate once there are ten: by a digest of their case, so
     that a patient stays on one side whatever is approved later."""
     approved = np.flatnonzero(cohort.is_approved)
-    is_even = [hashlib.sha256(case_of(cohort.images[n].id).encode()).digest()[0] % 2 == 0 for n in approved]
+    is_even = [hashlib.sha256(cohort.images[n].case_id.encode()).digest()[0] % 2 == 0 for n in approved]
     held_out = approved[is_even] if len(approved) >= MIN_APPROVED_FOR_GATE else np.array([], dtype=int)
     return np.setdiff1d(np.arange(len(cohort)), held_out), held_out
 

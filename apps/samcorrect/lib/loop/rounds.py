@@ -26,8 +26,7 @@ from samcorrect.lib.loop.pseudo_label import pseudo_label_store
 from samcorrect.lib.loop.retraining import retrain
 from samcorrect.lib.loop.scoring import Scores, score_cohort, write_scores
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
-from samcorrect.lib.store.ledger import TAG_CORRECTED, TAG_FINAL, TAG_ORIGINAL
-from samcorrect.lib.store.schema import LabelVersionRow, RunRow
+from samcorrect.lib.store.schema import TAG_CORRECTED, TAG_FINAL, TAG_ORIGINAL, LabelVersionRow, RunRow
 from samcorrect.lib.transforms.frame import labels_to_frame
 
 logger = logging.getLogger(__name__)

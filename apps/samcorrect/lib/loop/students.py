@@ -19,7 +19,6 @@ from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
 from samcorrect.lib.networks.sam import has_fast_bf16
 from samcorrect.lib.networks.student import FORMAT, Student, StudentConfig, load_student, predict_frames, student_bytes
 from samcorrect.lib.networks.training import TrainingData, WeighBatch, train_network
-from samcorrect.lib.store.studies import case_of
 from samcorrect.lib.store.volumes import write_bytes_atomically
 
 logger = logging.getLogger(__name__)
@@ -130,11 +129,11 @@ def _load_kept(path: Path) -> tuple[Student, list[tuple[int, float]]] | None:
     return student, [(int(step), float(loss)) for step, loss in json.loads(curve_path.read_text(encoding="utf-8"))]
 
 
-def split_cases(image_ids: Sequence[str], *, seed: int) -> list[np.ndarray]:
-    """Two folds of image numbers, each in rising order; no case is in both."""
-    cases = [case_of(image_id) for image_id in image_ids]
+def split_cases(case_ids: Sequence[str], *, seed: int) -> list[np.ndarray]:
+    """Two folds of image numbers, each in rising order; no case is in both unless there are too few cases."""
+    cases = list(case_ids)
     if len(set(cases)) < MIN_CASES:
-        cases = list(image_ids)
+        cases = [str(number) for number in range(len(cases))]
     names = list(dict.fromkeys(cases))
     order = np.random.default_rng(seed).permutation(len(names))
     first = {names[number] for number in order[0::2]}
@@ -163,7 +162,7 @@ def out_of_fold_probs(
     Returns:
         (N, K + 1, side, side) float32.
     """
-    folds = split_cases([image.id for image in cohort.images], seed=seed)
+    folds = split_cases([image.case_id for image in cohort.images], seed=seed)
     probs = torch.zeros(len(cohort.frames), cohort.n_structures + 1, *cohort.frames.shape[1:])
     for number, (learnt, predicted) in enumerate([folds, folds[::-1]]):
         trained = train_on(

@@ -16,6 +16,8 @@ from samcorrect.lib.protocol import Protocol, load_protocol
 from samcorrect.lib.settings import Settings, load_settings
 from samcorrect.lib.store.labels import LabelStore
 from samcorrect.lib.store.schema import ModelRow
+from samcorrect.lib.store.sources import open_studies
+from samcorrect.lib.store.studies import LocalStudies, Studies
 
 PROTOCOL_NAME = "protocol.yaml"
 
@@ -63,7 +65,7 @@ class Workspace:
         if self.protocol is None:
             raise ProtocolError(
                 "no protocol: give --protocol FILE, --conf protocol FILE, "
-                f"or put a {PROTOCOL_NAME} into {self.store.studies}"
+                f"or put a {PROTOCOL_NAME} into {self.store.studies.location}"
             )
         return self.protocol
 
@@ -96,8 +98,8 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def open_workspace(studies: Path, settings: Settings, *, cache_dir: Path | None = None) -> Workspace:
-    """Open the workspace of a studies folder.
+def open_workspace(studies: str | Path, settings: Settings, *, cache_dir: Path | None = None) -> Workspace:
+    """Open the workspace of some studies.
 
     Args:
         studies: Folder of the images.
@@ -109,7 +111,15 @@ def open_workspace(studies: Path, settings: Settings, *, cache_dir: Path | None 
         ProtocolError: The protocol is faulty, or was given and does not exist.
     """
     torch.set_num_threads(settings.threads or count_cores())
-    store = LabelStore(studies, settings.state)
-    default = studies / PROTOCOL_NAME
-    path = settings.protocol or (default if default.is_file() else None)
-    return Workspace(store, load_protocol(path) if path else None, settings, cache_dir=cache_dir)
+    source, state_dir = open_studies(studies, settings.state)
+    path = protocol_path(source, settings)
+    protocol = load_protocol(path) if path else None
+    return Workspace(LabelStore(source, state_dir, settings.ledger_url), protocol, settings, cache_dir=cache_dir)
+
+
+def protocol_path(studies: Studies, settings: Settings) -> Path | None:
+    """The protocol file: the one given, else the one in the studies folder, else None."""
+    if settings.protocol is not None or not isinstance(studies, LocalStudies):
+        return settings.protocol
+    default = studies.folder / PROTOCOL_NAME
+    return default if default.is_file() else None

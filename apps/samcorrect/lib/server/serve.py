@@ -25,7 +25,7 @@ LOG_FORMAT = "[%(asctime)s] [%(process)s] [%(levelname)s] (%(name)s) - %(message
 LOG_BYTES, N_LOG_FILES = 10 * 2**20, 10
 
 
-def serve(settings: Settings, studies: Path, host: str = DEFAULT_HOST, port: int = DEFAULT_PORT) -> None:
+def serve(settings: Settings, studies: str, host: str = DEFAULT_HOST, port: int = DEFAULT_PORT) -> None:
     """Serve a studies folder until the process is told to stop.
 
     Args:
@@ -44,8 +44,8 @@ def serve(settings: Settings, studies: Path, host: str = DEFAULT_HOST, port: int
     store = open_workspace(studies, settings).store
     images = store.require_images()
     store.ledger.close()
-    configure_host(settings, store.studies, store.state_dir, port)
-    logger.info("serving %d images of %s on http://%s:%d", len(images), store.studies, host, port)
+    configure_host(settings, store.studies.location, store.state_dir, port)
+    logger.info("serving %d images of %s on http://%s:%d", len(images), store.studies.location, host, port)
     with background_processes_end_with_the_server():
         uvicorn.run(app, host=host, port=port, log_config=log_config(store.state_dir / "logs"), access_log=False)
 
@@ -63,11 +63,11 @@ def check_host(host: str, *, is_auth_on: bool) -> None:
         )
 
 
-def configure_host(settings: Settings, studies: Path, state_dir: Path, port: int) -> None:
+def configure_host(settings: Settings, studies: str, state_dir: Path, port: int) -> None:
     """Set the host's settings, here and in the environment of the background processes that it starts."""
     given = settings.model_dump(exclude_none=True)
     host_settings.MONAI_LABEL_APP_DIR = str(Path(samcorrect.__file__).parent)
-    host_settings.MONAI_LABEL_STUDIES = str(studies)
+    host_settings.MONAI_LABEL_STUDIES = studies
     host_settings.MONAI_LABEL_APP_CONF = {key: str(value) for key, value in given.items()} | {"state": str(state_dir)}
     host_settings.MONAI_LABEL_SERVER_PORT = port
     for name in ("APP_DIR", "STUDIES", "APP_CONF", "SERVER_PORT"):

@@ -1,8 +1,7 @@
 """The host's datastore on top of the ledger: what its endpoints, and through them Slicer and OHIF, see of the store."""
 
-import os
 import re
-import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,16 +9,17 @@ from typing import Any
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
 from samcorrect.lib.compat.uploads import discard_upload_on_error
-from samcorrect.lib.errors import ImageError, RequestError, SettingsError, UnknownImageError, UnknownLabelError
+from samcorrect.lib.errors import RequestError, UnknownLabelError
 from samcorrect.lib.protocol import Protocol
 from samcorrect.lib.store.label_names import check_label_info, map_values, name_indices, present_indices
-from samcorrect.lib.store.labels import MACHINE_TAGS, LabelStore
-from samcorrect.lib.store.ledger import TAG_FINAL, TAG_ORIGINAL, TAGS, best_of
-from samcorrect.lib.store.schema import ImageRow, LabelVersionRow
-from samcorrect.lib.store.studies import RESERVED_FOLDERS, ImageFile, check_image_id
-from samcorrect.lib.store.volumes import read_image, read_label_map, suffix_of, write_atomically, write_label_map
+from samcorrect.lib.store.labels import MACHINE_TAGS, USER, LabelStore
+from samcorrect.lib.store.records.labels import best_of
+from samcorrect.lib.store.schema import TAG_FINAL, TAG_ORIGINAL, TAGS, ImageRow, LabelVersionRow
+from samcorrect.lib.store.volumes import read_image, read_label_map, suffix_of, write_label_map
 
 TAG_PATTERN = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+# Looking for new images that took longer than this pauses that many times as long as it took.
+QUICK_CHECK_S, CHECK_PAUSE = 0.1, 9
 NOTHING_IS_LOST = "samcorrect keeps every image and every version of a label; submit a new label instead"
 
 
@@ -32,17 +32,6 @@ def check_tag(tag: object) -> str:
     if not isinstance(tag, str) or not TAG_PATTERN.fullmatch(tag):
         raise RequestError(f"{str(tag)[:40]!r} is not a tag: 1 to 32 of a-z, 0-9, '_' and '-', beginning with a letter")
     return str(tag.value if isinstance(tag, DefaultLabelTag) else tag)
-
-
-def local_studies(studies: str) -> Path:
-    """The studies folder that the host was given.
-
-    Raises:
-        SettingsError: It is a URL; DICOMweb and the host's other remote stores are not served yet.
-    """
-    if "://" in studies:
-        raise SettingsError(f"studies must be a folder on this machine; got the URL {studies[:80]!r}")
-    return Path(studies)
 
 
 class LedgerDatastore(Datastore):
@@ -58,7 +47,7 @@ class LedgerDatastore(Datastore):
         self._protocol = protocol
         self._name = "samcorrect"
         self._description = ""
-        self._folder_times = _folder_times(store)
+        self._next_check_at = 0.0
 
     # What the host asks about itself
 
@@ -79,8 +68,7 @@ class LedgerDatastore(Datastore):
         self._description = description
 
     def refresh(self) -> None:
-        """Note images that were added to the studies folder."""
-        self._folder_times = _folder_times(self._store)
+        """Note images that were added to the studies, or are gone from them."""
         self._store.rescan()
 
     def status(self) -> dict[str, Any]:
@@ -108,7 +96,7 @@ class LedgerDatastore(Datastore):
         labels = self._store.ledger.latest_labels()
         images = {image.id: image for image in self._store.ledger.images()}
         return [
-            {"image": images[image_id].path, "label": str(self._store.label_path(row))}
+            {"image": str(self._store.image_path(images[image_id])), "label": str(self._store.label_path(row))}
             for (image_id, tag), row in sorted(labels.items())
             if tag == TAG_FINAL and image_id in images
         ]
@@ -122,13 +110,12 @@ class LedgerDatastore(Datastore):
     def list_images(self) -> list[str]:
         """Ids of all usable images."""
         self._refresh_if_changed()
-        return [image.id for image in self._store.ledger.images()]
+        return self._store.ledger.image_ids()
 
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """Ids of the images that have a label with `label_tag`, by default `final`."""
-        tag = check_tag(label_tag or TAG_FINAL)
-        latest = self._store.ledger.latest_labels()
-        return [image_id for image_id in self.list_images() if (image_id, tag) in latest]
+        labeled = self._store.ledger.image_ids_with(check_tag(label_tag or TAG_FINAL))
+        return [image_id for image_id in self.list_images() if image_id in labeled]
 
     def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """Ids of the images that have no label with `label_tag`, by default `final`."""
@@ -141,10 +128,7 @@ class LedgerDatastore(Datastore):
 
     def get_image_uri(self, image_id: str) -> str:
         """The path of an image. Raises RequestError, UnknownImageError or ImageError."""
-        row = self._image(image_id)
-        if row.path == row.id:
-            raise ImageError(f"{row.id} is quarantined: {row.reason}")
-        return row.path
+        return str(self._store.image_path(self._image(image_id)))
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
         """What clients noted about an image."""
@@ -152,35 +136,22 @@ class LedgerDatastore(Datastore):
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
         """Merge notes into an image's info."""
-        self._image(image_id)
-        with self._store.ledger.session(writes=True) as session:
-            row = session.get_one(ImageRow, image_id)
-            row.info = {**row.info, **_mapping(info, "info")}
+        self._store.ledger.update_image_info(self._image(image_id).id, _mapping(info, "info"))
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
-        """Copy an upload into the studies folder; an image that is there is never overwritten.
+        """Copy an upload into the studies; an image that is there is never overwritten.
 
         Raises:
-            RequestError: The id cannot name an image, or is taken.
+            RequestError: The id cannot name an image, or is taken, or the params are malformed.
             ImageError: The upload is not a readable image.
         """
         upload = Path(image_filename)
         with discard_upload_on_error(upload):
-            if check_image_id(image_id).split("/")[0] in RESERVED_FOLDERS:
-                raise RequestError(
-                    f"the folder {image_id.split('/')[0]!r} is the host's own; give the image another id"
-                )
-            self.refresh()
-            target = self._store.studies / f"{image_id}{suffix_of(upload)}"
-            if target.exists() or self._has_image(image_id):
-                raise RequestError(
-                    f"there is an image {image_id!r} already, and images are never overwritten; give another id"
-                )
-            read_image(upload)
-            write_atomically(target, lambda temporary: shutil.copyfile(upload, temporary))
-        self._store.ledger.sync_images([ImageFile(image_id, target)])
-        self.update_image_info(image_id, _mapping(image_info, "params"))
-        return image_id
+            info = _mapping(image_info, "params")
+            image = self._store.studies.add(image_id, upload)
+        self._store.ledger.sync_images([image])
+        self._store.ledger.update_image_info(image.id, info)
+        return image.id
 
     def remove_image(self, image_id: str) -> None:
         """Raises RequestError: nothing is deleted through the API."""
@@ -190,8 +161,7 @@ class LedgerDatastore(Datastore):
 
     def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
         """Tag to label id of the labels that an image has."""
-        self._image(image_id)
-        return {tag: image_id for (labeled_id, tag) in self._store.ledger.latest_labels() if labeled_id == image_id}
+        return dict.fromkeys(self._store.ledger.tags(self._image(image_id).id), image_id)
 
     def get_label_by_image_id(self, image_id: str, tag: str) -> str:
         """The label id. Raises UnknownLabelError where there is no such label."""
@@ -205,7 +175,7 @@ class LedgerDatastore(Datastore):
         """The file of a label: for `original` the best in the protocol's numbering, else the version as submitted."""
         row = self._label(label_id, label_tag)
         path = self._store.label_path(row)
-        is_canonical = row.tag in MACHINE_TAGS and not row.maker.startswith("user:")
+        is_canonical = row.tag in MACHINE_TAGS and not row.maker.startswith(USER)
         if label_tag != TAG_ORIGINAL or is_canonical:
             return str(path)
         canonical = self._store.state_dir / "cache" / "canonical" / f"{row.id}.{row.content_sha256[:16]}.nii.gz"
@@ -230,10 +200,7 @@ class LedgerDatastore(Datastore):
 
     def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
         """Merge notes of a viewer into a label's info; provenance cannot be changed."""
-        row = self._label(label_id, label_tag)
-        self._store.ledger.update_label_info(
-            row.id, {"viewer": {**row.info.get("viewer", {}), **_mapping(info, "info")}}
-        )
+        self._store.ledger.update_label_notes(self._label(label_id, label_tag).id, _mapping(info, "info"))
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
         """Keep a submitted label byte for byte as a new version.
@@ -274,14 +241,7 @@ class LedgerDatastore(Datastore):
         return name_indices(row.info["present_indices"], self._protocol, row.info.get("label_info", ()))
 
     def _image(self, image_id: str) -> ImageRow:
-        return self._store.ledger.image(check_image_id(image_id))
-
-    def _has_image(self, image_id: str) -> bool:
-        try:
-            self._image(image_id)
-        except UnknownImageError:
-            return False
-        return True
+        return self._store.find_image(image_id)
 
     def _label(self, image_id: str, tag: str) -> LabelVersionRow:
         self._image(image_id)
@@ -293,26 +253,15 @@ class LedgerDatastore(Datastore):
         return best
 
     def _refresh_if_changed(self) -> None:
-        if any(_modified_at(folder) != time_ns for folder, time_ns in self._folder_times.items()):
+        """Look for new and removed images; in large studies that takes at most a tenth of the time."""
+        started_s = time.monotonic()
+        if started_s < self._next_check_at:
+            return
+        if self._store.studies.has_changed():
             self.refresh()
-
-
-def _folder_times(store: LabelStore) -> dict[Path, int]:
-    """Time of change of every folder of images: a new file or folder changes the folder that it is in."""
-    times = {}
-    for name, subfolders, _ in os.walk(store.studies):
-        folder = Path(name)
-        is_passed_over = {sub for sub in subfolders if sub.startswith(".") or folder / sub == store.state_dir}
-        subfolders[:] = [sub for sub in subfolders if sub not in is_passed_over | RESERVED_FOLDERS]
-        times[folder] = _modified_at(folder)
-    return times
-
-
-def _modified_at(folder: Path) -> int:
-    try:
-        return folder.stat().st_mtime_ns
-    except FileNotFoundError:
-        return -1
+        ended_s = time.monotonic()
+        if ended_s - started_s > QUICK_CHECK_S:
+            self._next_check_at = ended_s + CHECK_PAUSE * (ended_s - started_s)
 
 
 def _mapping(value: object, name: str) -> Mapping[str, Any]:

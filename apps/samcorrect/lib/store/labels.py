@@ -10,14 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from samcorrect.lib.errors import LabelError, StoreError, UnknownLabelError
+from samcorrect.lib.errors import ImageError, LabelError, StoreError, UnknownImageError, UnknownLabelError
 from samcorrect.lib.store.label_names import present_indices
-from samcorrect.lib.store.ledger import TAG_CORRECTED, TAG_FINAL, TAG_ORIGINAL, Ledger
-from samcorrect.lib.store.schema import ImageRow, LabelVersionRow
-from samcorrect.lib.store.studies import require_images, scan_studies
+from samcorrect.lib.store.ledger import Ledger
+from samcorrect.lib.store.schema import TAG_CORRECTED, TAG_FINAL, TAG_ORIGINAL, ImageRow, LabelVersionRow
+from samcorrect.lib.store.studies import Studies, check_image_id, require_images
 from samcorrect.lib.store.volumes import (
+    Grid,
     Volume,
     align_label_map,
+    check_grid,
+    read_grid,
     read_image,
     read_label_map,
     suffix_of,
@@ -26,6 +29,8 @@ from samcorrect.lib.store.volumes import (
 )
 
 STATE_NAME = ".samcorrect"
+# Makers that are persons.
+USER = "user:"
 MACHINE_TAGS = (TAG_ORIGINAL, TAG_CORRECTED)
 
 
@@ -33,46 +38,69 @@ class LabelStore:
     """Images of a studies folder and every version of their labels.
 
     Attributes:
-        studies: Folder of the images; only read.
+        studies: Where the images come from.
         state_dir: Folder of ledger, label files, models and caches.
         ledger: The database.
     """
 
-    def __init__(self, studies: Path, state_dir: Path | None = None):
-        """Open the store of a studies folder and note its images.
+    def __init__(self, studies: Studies, state_dir: Path, ledger_url: str | None = None):
+        """Open the store of some studies and note their images.
 
         Args:
-            studies: Folder of the images.
-            state_dir: Defaults to `<studies>/.samcorrect`.
+            studies: Where the images come from.
+            state_dir: Made where it is missing.
+            ledger_url: Of a PostgreSQL database; None keeps the ledger in the state folder.
 
         Raises:
-            StoreError: A folder is missing or cannot be written.
+            StoreError: The studies cannot be read, or the state folder or the database cannot be used.
         """
-        # The ledger keeps the paths of images: they must hold whatever folder the next command is started from.
-        self.studies = studies.absolute()
-        self.state_dir = (state_dir or studies / STATE_NAME).absolute()
-        found, refused = scan_studies(self.studies)
-        self.ledger = Ledger(self.state_dir)
+        self.studies = studies
+        self.state_dir = state_dir.absolute()
+        found, refused = studies.scan()
+        self.ledger = Ledger(self.state_dir, ledger_url)
         self.ledger.sync_images(found, refused)
 
     def rescan(self) -> None:
-        """Note images that were added to the studies folder since."""
-        self.ledger.sync_images(*scan_studies(self.studies))
+        """Note images that were added to the studies, or are gone from them, since."""
+        self.ledger.sync_images(*self.studies.scan())
 
     def require_images(self) -> list[ImageRow]:
         """All usable images. Raises StoreError where there is none."""
         images = self.ledger.images()
         if not images:
-            require_images([], self.studies)
+            require_images([], self.studies.location)
         return images
+
+    def find_image(self, image_id: str) -> ImageRow:
+        """The row of an image, which may have come since the last scan.
+
+        Raises:
+            RequestError: The id can name no image.
+            UnknownImageError: There is none of that id.
+        """
+        check_image_id(image_id)
+        try:
+            return self.ledger.image(image_id)
+        except UnknownImageError:
+            found = self.studies.find(image_id)
+            if found is None:
+                raise
+        self.ledger.sync_images([found])
+        return self.ledger.image(image_id)
+
+    def image_path(self, row: ImageRow) -> Path:
+        """A file that holds an image. Raises ImageError where it is gone or was refused for its name."""
+        if row.path == row.id:
+            raise ImageError(f"{row.id} is quarantined: {row.reason}")
+        return self.studies.file(row.path)
 
     def read_image(self, image_id: str) -> Volume:
         """Read an image. Raises UnknownImageError or ImageError."""
-        return read_image(Path(self.ledger.image(image_id).path))
+        return read_image(self.image_path(self.ledger.image(image_id)))
 
-    def image_name(self, path: Path) -> str:
-        """What a boxes file calls an image: its path below the studies folder, or its name where it lies elsewhere."""
-        return path.relative_to(self.studies).as_posix() if path.is_relative_to(self.studies) else path.name
+    def read_grid(self, image_id: str) -> Grid:
+        """Where the voxels of an image lie. Raises UnknownImageError or ImageError."""
+        return read_grid(self.image_path(self.ledger.image(image_id)))
 
     def label_path(self, row: LabelVersionRow) -> Path:
         """Where a label version lies."""
@@ -88,7 +116,7 @@ class LabelStore:
         """
         self._require_unchanged(row.path, row.content_sha256)
         label = read_label_map(self.label_path(row))
-        grid = image if image is not None else self.read_image(row.image_id)
+        grid = self.read_grid(row.image_id) if image is None else image.grid
         label_map = align_label_map(label, grid, name=f"label {row.id} of {row.image_id}")
         value_to_index = row.info.get("value_to_index")
         return label_map if not value_to_index else renumber(label_map, {int(k): v for k, v in value_to_index.items()})
@@ -104,6 +132,7 @@ class LabelStore:
         run_id: int | None = None,
         round_number: int = 0,
         model_digest: str = "",
+        runtime: str = "",
         prompts: Mapping[str, Any] | None = None,
         parent_id: int | None = None,
         info: Mapping[str, Any] | None = None,
@@ -116,16 +145,24 @@ class LabelStore:
             tag: `original` or `corrected`; `final` is a person's.
             maker: What made it, for example "sam:lite_medsam" or "correction:samcorrect".
             affine: The image's.
+            run_id, round_number: Of the loop, where it made it.
+            model_digest, runtime: The model's weights and how it ran, for example "torch-bf16".
+            prompts: What the model was prompted with.
+            parent_id: The version that it was made from.
+            info: Kept with the version.
 
         Raises:
             LabelError: The tag is `final` or unknown, or a value is not a whole number from 0 to 255.
+            GeometryError: The label is not on its image's grid.
             UnknownImageError: No such image.
+            ImageError: The image is gone.
             StoreError: The file cannot be written.
         """
         if tag not in MACHINE_TAGS:
             allowed = ", ".join(MACHINE_TAGS)
             raise LabelError(f"a model may write the tags {allowed}; got {tag[:40]!r} ({TAG_FINAL} is a person's)")
-        self.ledger.image(image_id)
+        grid = Grid(label_map.shape, affine)
+        check_grid(grid, self.read_grid(image_id), name=f"the label for {image_id} of {maker}")
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "label.nii.gz"
             write_label_map(path, label_map, affine)
@@ -137,6 +174,7 @@ class LabelStore:
                 run_id=run_id,
                 round=round_number,
                 model_digest=model_digest,
+                runtime=runtime,
                 prompts=dict(prompts or {}),
                 parent_id=parent_id,
                 info={**(info or {}), "present_indices": present_indices(label_map)},
@@ -159,7 +197,7 @@ class LabelStore:
             GeometryError: It lies on another grid than its image.
             UnknownImageError: No such image.
         """
-        label_map = align_label_map(read_label_map(path), self.read_image(image_id), name=f"the label for {image_id}")
+        label_map = align_label_map(read_label_map(path), self.read_grid(image_id), name=f"the label for {image_id}")
         info = dict(info or {})
         value_to_index = info.get("value_to_index") or {}
         if value_to_index:
@@ -167,7 +205,7 @@ class LabelStore:
         info["present_indices"] = present_indices(label_map)
         best = self.ledger.best_label(image_id)
         parent_id = best.id if best else None
-        return self._enter(image_id, path, tag=tag, maker=f"user:{user}", parent_id=parent_id, info=info, prompts={})
+        return self._enter(image_id, path, tag=tag, maker=f"{USER}{user}", parent_id=parent_id, info=info, prompts={})
 
     def make_best(self, label: LabelVersionRow) -> LabelVersionRow:
         """Enter a machine's label once more, as the newest version, unless the image's best label is equal or final.
@@ -180,8 +218,30 @@ class LabelStore:
             return best
         if best is None or best.tag == TAG_FINAL:
             return label
-        columns = {c.key: getattr(label, c.key) for c in LabelVersionRow.__table__.columns if c.key != "id"}
-        return self.ledger.add_label(LabelVersionRow(**columns | {"parent_id": label.id, "created_at": time.time()}))
+        return self.ledger.add_copy(label)
+
+    def restore_label(self, label: LabelVersionRow, *, user: str) -> LabelVersionRow:
+        """Enter an old version once more, so that it is the image's best label again; nothing is taken away.
+
+        Args:
+            label: Any version.
+            user: Who restores it; a person's label is theirs from then on.
+
+        Raises:
+            LabelError: It is a machine's, and a person's label of the image outranks it.
+            StoreError: Its file is gone or was changed.
+        """
+        self._require_unchanged(label.path, label.content_sha256)
+        best = self.ledger.best_label(label.image_id)
+        if label.tag != TAG_FINAL and best is not None and best.tag == TAG_FINAL:
+            raise LabelError(
+                f"version {label.id} is a machine's ({label.tag}), and nothing outranks version {best.id}, which "
+                f"{best.maker.removeprefix(USER)} approved: load version {label.id} in a viewer and submit it, "
+                f"or restore a version with the tag {TAG_FINAL!r}"
+            )
+        info = {**label.info, "restored_by": user}
+        maker = f"{USER}{user}" if label.tag == TAG_FINAL else label.maker
+        return self.ledger.add_copy(label, maker=maker, info=info)
 
     def label(self, image_id: str, tag: str) -> LabelVersionRow:
         """The newest label of one tag. Raises UnknownImageError or UnknownLabelError."""

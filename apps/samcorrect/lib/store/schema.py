@@ -1,32 +1,59 @@
 """The tables of the ledger."""
 
-from typing import Any
+import math
+import random
+from typing import Any, ClassVar
 
-from sqlalchemy import JSON, Float, ForeignKey, Index, String, UniqueConstraint
+from sqlalchemy import JSON, Double, ForeignKey, Index, TypeDecorator, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+# The newest script in `migrations/versions`: a change of the tables below needs a new one.
+REVISION = "0002"
 IMAGE_STATUS_OK = "ok"
 IMAGE_STATUS_QUARANTINED = "quarantined"
+TAG_ORIGINAL, TAG_CORRECTED, TAG_FINAL = "original", "corrected", "final"
+TAGS = (TAG_ORIGINAL, TAG_CORRECTED, TAG_FINAL)
+MODEL_CANDIDATE, MODEL_PROMOTED, MODEL_REFUSED, MODEL_RETIRED = "candidate", "promoted", "refused", "retired"
+
+
+class Number(TypeDecorator):
+    """A float; nan is null, as SQLite has it already and PostgreSQL, which ranks it above all numbers, has not."""
+
+    impl = Double
+    cache_ok = True
+
+    def process_bind_param(self, value: float | None, dialect: object) -> float | None:
+        """What is stored for a value."""
+        return None if value is None or math.isnan(value) else value
 
 
 class Base(DeclarativeBase):
     """Base of all tables."""
 
+    type_annotation_map: ClassVar = {float: Number}
+
 
 class ImageRow(Base):
-    """An image of the studies folder.
+    """An image of the studies.
 
-    `queue_score` is its best label's quality, null until scored; `is_approved` means that it has a final label.
+    `path` is relative to them, `case_id` the patient that the image is of. `queue_score` is its best label's quality,
+    null until scored; `is_approved` means that it has a final label. `draw`, uniform in [0, 1), is its place in the
+    random order of audits.
     """
 
     __tablename__ = "image"
-    __table_args__ = (Index("ix_image_queue", "status", "is_approved", "queue_score"),)
+    __table_args__ = (
+        Index("ix_image_queue", "status", "is_approved", "queue_score", "id"),
+        Index("ix_image_draw", "status", "is_approved", "draw"),
+    )
 
-    id: Mapped[str] = mapped_column(String(512), primary_key=True)
-    path: Mapped[str] = mapped_column(String(2048))
-    status: Mapped[str] = mapped_column(String(16), default=IMAGE_STATUS_OK)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    path: Mapped[str]
+    case_id: Mapped[str] = mapped_column(default="", server_default="")
+    status: Mapped[str] = mapped_column(default=IMAGE_STATUS_OK)
     reason: Mapped[str | None]
-    queue_score: Mapped[float | None] = mapped_column(Float)
+    queue_score: Mapped[float | None]
+    draw: Mapped[float] = mapped_column(default=random.random, server_default="0")
     is_approved: Mapped[bool] = mapped_column(default=False)
     added_at: Mapped[float]
     info: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
@@ -36,18 +63,23 @@ class LabelVersionRow(Base):
     """One version of a label; never changed once written, but for `info` of the viewer."""
 
     __tablename__ = "label_version"
-    __table_args__ = (Index("ix_label_image_tag", "image_id", "tag", "id"),)
+    __table_args__ = (
+        Index("ix_label_image_tag", "image_id", "tag", "id"),
+        Index("ix_label_tag", "tag", "image_id"),
+        Index("ix_label_run", "run_id", "round"),
+    )
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    image_id: Mapped[str] = mapped_column(ForeignKey("image.id"), index=True)
-    tag: Mapped[str] = mapped_column(String(32))
+    image_id: Mapped[str] = mapped_column(ForeignKey("image.id"))
+    tag: Mapped[str]
     run_id: Mapped[int | None] = mapped_column(ForeignKey("run.id"))
     round: Mapped[int] = mapped_column(default=0)
-    maker: Mapped[str] = mapped_column(String(256))
-    model_digest: Mapped[str] = mapped_column(String(64), default="")
+    maker: Mapped[str]
+    model_digest: Mapped[str] = mapped_column(default="")
+    runtime: Mapped[str] = mapped_column(default="", server_default="")
     prompts: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
-    path: Mapped[str] = mapped_column(String(2048))
-    content_sha256: Mapped[str] = mapped_column(String(64))
+    path: Mapped[str]
+    content_sha256: Mapped[str]
     parent_id: Mapped[int | None] = mapped_column(ForeignKey("label_version.id"))
     created_at: Mapped[float]
     info: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
@@ -78,9 +110,9 @@ class ModelRow(Base):
     __tablename__ = "model"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    digest: Mapped[str] = mapped_column(String(64), unique=True)
-    path: Mapped[str] = mapped_column(String(2048))
-    status: Mapped[str] = mapped_column(String(16), index=True)
+    digest: Mapped[str] = mapped_column(unique=True)
+    path: Mapped[str]
+    status: Mapped[str] = mapped_column(index=True)
     run_id: Mapped[int | None] = mapped_column(ForeignKey("run.id"))
     round: Mapped[int] = mapped_column(default=0)
     metrics: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
@@ -93,7 +125,7 @@ class RunRow(Base):
     __tablename__ = "run"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    config_digest: Mapped[str] = mapped_column(String(64), index=True)
+    config_digest: Mapped[str] = mapped_column(index=True)
     config: Mapped[dict[str, Any]] = mapped_column(JSON)
     snapshot: Mapped[dict[str, Any]] = mapped_column(JSON)
     progress: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
@@ -102,10 +134,11 @@ class RunRow(Base):
 
 
 class LeaseRow(Base):
-    """An image reserved for one annotator until `expires_at` (seconds since the epoch)."""
+    """An image reserved for one annotator until `expires_at` (seconds since the epoch), and why it was served."""
 
     __tablename__ = "lease"
 
     image_id: Mapped[str] = mapped_column(ForeignKey("image.id"), primary_key=True)
-    holder: Mapped[str] = mapped_column(String(256))
-    expires_at: Mapped[float] = mapped_column(Float, index=True)
+    holder: Mapped[str]
+    expires_at: Mapped[float] = mapped_column(index=True)
+    why: Mapped[str] = mapped_column(default="", server_default="")

@@ -42,6 +42,30 @@ READ_BYTES = 2**20
 
 
 @dataclass(frozen=True)
+class Grid:
+    """Where the voxels of an image lie.
+
+    Attributes:
+        shape: (H, W, D).
+        affine: (4, 4) float64, voxel index to RAS mm.
+    """
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Distance between neighbouring voxel centres along the three array axes."""
+        return tuple(float(s) for s in np.linalg.norm(self.affine[:3, :3], axis=0))
+
+    def __str__(self) -> str:
+        spacing_mm = ", ".join(f"{s:.4g}" for s in self.spacing_mm)
+        origin_mm = ", ".join(f"{o:.4g}" for o in self.affine[:3, 3])
+        axes = "".join(nib.aff2axcodes(self.affine))
+        return f"shape {self.shape}, spacing ({spacing_mm}) mm, origin ({origin_mm}) mm, axes {axes}"
+
+
+@dataclass(frozen=True)
 class Volume:
     """An array on a grid.
 
@@ -56,9 +80,14 @@ class Volume:
     n_dims: int
 
     @property
+    def grid(self) -> Grid:
+        """Where its voxels lie."""
+        return Grid(self.array.shape, self.affine)
+
+    @property
     def spacing_mm(self) -> tuple[float, float, float]:
         """Distance between neighbouring voxel centres along the three array axes."""
-        return tuple(float(s) for s in np.linalg.norm(self.affine[:3, :3], axis=0))
+        return self.grid.spacing_mm
 
 
 def suffix_of(path: Path) -> str:
@@ -85,6 +114,36 @@ def read_image(path: Path) -> Volume:
     return Volume(array, affine, n_dims)
 
 
+def read_grid(path: Path) -> Grid:
+    """Where the voxels of an image or label file lie, from its header alone.
+
+    Raises:
+        ImageError: The header cannot be read.
+    """
+    suffix = suffix_of(path)
+    try:
+        if suffix in (".nii.gz", ".nii"):
+            header = nib.load(path)
+            shape, affine = header.shape, np.asarray(header.affine, dtype=np.float64)
+        elif suffix == ".nrrd":
+            header = nrrd.read_header(str(path))
+            shape, affine = tuple(int(n) for n in header["sizes"]), _nrrd_affine(header)
+        else:
+            with Image.open(path, formats=("PNG", "JPEG")) as picture:
+                shape, affine = picture.size, LPS_TO_RAS.copy()
+    except Exception as error:  # as in _read
+        raise ImageError(f"{path.name}: its header cannot be read: {' '.join(str(error).split())[:200]}") from error
+    if any(n != 1 for n in shape[3:]):
+        raise ImageError(f"{path.name}: {len(shape)} dimensions {shape}; split it into volumes of 2 or 3 dimensions")
+    return Grid((*shape, 1)[:3], affine)
+
+
+def check_grid(label: Grid, image: Grid, *, name: str = "label") -> None:
+    """Raises GeometryError, giving both grids, where a label's voxels are not its image's."""
+    if not _is_same_grid(label, image):
+        raise _other_grid(label, image, name)
+
+
 def read_label_map(path: Path) -> Volume:
     """Read a label map as uint8; every value must be a whole number from 0 to 255.
 
@@ -95,7 +154,7 @@ def read_label_map(path: Path) -> Volume:
     return Volume(_as_label_map(array, path.name), affine, n_dims)
 
 
-def align_label_map(label: Volume, image: Volume, *, name: str = "label") -> np.ndarray:
+def align_label_map(label: Volume, image: Grid, *, name: str = "label") -> np.ndarray:
     """Put a label map on the grid of its image without resampling: axes are permuted and flipped, nothing else.
 
     Returns:
@@ -107,16 +166,16 @@ def align_label_map(label: Volume, image: Volume, *, name: str = "label") -> np.
     voxel_to_voxel = np.linalg.inv(image.affine) @ label.affine
     signs = np.rint(voxel_to_voxel[:3, :3])
     if not (np.array_equal(np.abs(signs).sum(0), np.ones(3)) and np.array_equal(np.abs(signs).sum(1), np.ones(3))):
-        raise _other_grid(label, image, name)
+        raise _other_grid(label.grid, image, name)
     axes = [int(np.argmax(np.abs(signs[axis]))) for axis in range(3)]
     flipped = [axis for axis in range(3) if signs[axis, axes[axis]] < 0]
     array = np.transpose(label.array, axes)
     reorientation = np.eye(4)
     reorientation[:3, :3] = signs
     reorientation[flipped, 3] = np.array(array.shape)[flipped] - 1
-    reoriented = Volume(array, label.affine @ np.linalg.inv(reorientation), label.n_dims)
+    reoriented = Grid(array.shape, label.affine @ np.linalg.inv(reorientation))
     if not _is_same_grid(reoriented, image):
-        raise _other_grid(label, image, name)
+        raise _other_grid(label.grid, image, name)
     return np.ascontiguousarray(np.flip(array, flipped) if flipped else array)
 
 
@@ -275,9 +334,12 @@ def _read_nrrd(path: Path) -> tuple[np.ndarray, np.ndarray]:
         n_bytes = 8 * math.prod(map(int, header["sizes"])) + 1
         content = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(content, n_bytes)
         header["encoding"] = "raw"
-    array = nrrd.read_data(header, io.BytesIO(content))
+    return nrrd.read_data(header, io.BytesIO(content)), _nrrd_affine(header)
+
+
+def _nrrd_affine(header: dict) -> np.ndarray:
     affine = np.eye(4)
-    n_axes = min(3, array.ndim)
+    n_axes = min(3, len(header["sizes"]))
     directions = header.get("space directions")
     if directions is not None:
         n_space = directions.shape[1]
@@ -290,7 +352,7 @@ def _read_nrrd(path: Path) -> tuple[np.ndarray, np.ndarray]:
         affine = LPS_TO_RAS @ affine
     elif space not in ("right-anterior-superior", "RAS"):
         raise ValueError(f"space {space!r} is neither LPS nor RAS")
-    return array, affine
+    return affine
 
 
 def _read_picture(path: Path, *, is_label: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -314,25 +376,19 @@ def _read_picture(path: Path, *, is_label: bool) -> tuple[np.ndarray, np.ndarray
     return array.T, LPS_TO_RAS.copy()
 
 
-def _is_same_grid(label: Volume, image: Volume) -> bool:
-    if label.array.shape != image.array.shape:
+def _is_same_grid(label: Grid, image: Grid) -> bool:
+    if label.shape != image.shape:
         return False
     label_mm, image_mm = np.array(label.spacing_mm), np.array(image.spacing_mm)
-    stretch_vox = np.abs(label_mm / image_mm - 1) * image.array.shape
+    stretch_vox = np.abs(label_mm / image_mm - 1) * image.shape
     shift_vox = (np.linalg.inv(image.affine) @ label.affine[:, 3])[:3]
     turn = label.affine[:3, :3] / label_mm - image.affine[:3, :3] / image_mm
     distances_vox = np.abs([*stretch_vox, *shift_vox])
     return distances_vox.max() <= GRID_TOLERANCE_VOX and np.abs(turn).max() <= DIRECTION_TOLERANCE
 
 
-def _other_grid(label: Volume, image: Volume, name: str) -> GeometryError:
-    def grid(volume: Volume) -> str:
-        spacing_mm = ", ".join(f"{s:.4g}" for s in volume.spacing_mm)
-        origin_mm = ", ".join(f"{o:.4g}" for o in volume.affine[:3, 3])
-        axes = "".join(nib.aff2axcodes(volume.affine))
-        return f"shape {volume.array.shape}, spacing ({spacing_mm}) mm, origin ({origin_mm}) mm, axes {axes}"
-
+def _other_grid(label: Grid, image: Grid, name: str) -> GeometryError:
     return GeometryError(
-        f"{name} is not on its image's grid: it has {grid(label)}; the image has {grid(image)}. "
+        f"{name} is not on its image's grid: it has {label}; the image has {image}. "
         "Resample the label onto the image and submit it again"
     )
