@@ -22,7 +22,7 @@ from samcorrect.lib.store.volumes import LPS_TO_RAS
 
 COMMANDS = (
     "demo", "loop", "serve", "pseudo-label", "score", "correct", "train", "next", "evaluate", "doctor",
-    "import-labels", "export", "models",
+    "import-labels", "export", "models", "versions", "restore", "diff", "backup", "restore-backup",
 )  # fmt: skip
 
 
