@@ -1,5 +1,7 @@
 """The cohort: images and labels in the student's frame, and what is left out."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from PIL import Image
 
 from samcorrect.lib.errors import LabelError
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
-from samcorrect.lib.store.studies import ImageFile
+from samcorrect.lib.loop.workspace import open_workspace
 from samcorrect.lib.store.volumes import read_label_map
 from samcorrect.lib.transforms.frame import labels_to_frame
 
@@ -40,12 +42,12 @@ def test_the_best_label_is_final_then_corrected_then_original(labelled, phantoms
     assert load_cohort(workspace, best_labels(workspace)).is_approved.tolist() == [True] + [False] * 9
 
 
-def test_an_image_that_changed_its_grid_or_broke_is_set_aside_with_the_reason(labelled, tmp_path):
-    workspace = labelled()
-    broken, turned = tmp_path / "case1.png", tmp_path / "case4.png"
-    broken.write_text("no picture")
-    Image.fromarray(np.full((96, 80), 7, np.uint8)).save(turned)
-    workspace.store.ledger.sync_images([ImageFile("case1", broken), ImageFile("case4", turned)])
+def test_an_image_that_changed_its_grid_or_broke_is_set_aside_with_the_reason(labelled, phantoms, tmp_path):
+    settings = labelled().settings
+    moved = shutil.copytree(phantoms.images, tmp_path / "moved")
+    (moved / "case1.png").write_text("no picture")
+    Image.fromarray(np.full((96, 80), 7, np.uint8)).save(moved / "case4.png")
+    workspace = open_workspace(moved, settings)
     cohort = load_cohort(workspace, best_labels(workspace))
     assert len(cohort) == 8
     reasons = dict(workspace.store.ledger.quarantined())

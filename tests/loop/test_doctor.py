@@ -26,7 +26,7 @@ def test_each_fault_is_told_and_the_other_checks_still_run(tmp_path):
     assert set(told) == {"SAM weights", "studies", "protocol"}
     assert "has the SHA-256" in told["SAM weights"]
     assert "no images in" in told["studies"]
-    assert "no protocol file at" in told["protocol"]
+    assert "put a protocol.yaml into the studies folder" in told["protocol"]
 
 
 def test_a_protocol_is_checked_without_studies(tmp_path):

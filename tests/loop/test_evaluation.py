@@ -19,6 +19,7 @@ from samcorrect.lib.loop.evaluation import (
     summarise_arm,
 )
 from samcorrect.lib.loop.rounds import RunResult
+from samcorrect.lib.store.studies import LocalStudies
 from samcorrect.lib.store.volumes import LPS_TO_RAS, Volume
 
 
@@ -37,7 +38,7 @@ def test_ground_truth_of_other_images_and_a_missing_folder_are_told(phantoms, tm
     with pytest.raises(StoreError, match=r"the ground truth folder .*gone does not exist"):
         GroundTruth(tmp_path / "gone")
     with pytest.raises(LabelError, match=r"no file in .*test-labels has the name of an image in .*images"):
-        GroundTruth(phantoms.test_labels).check(phantoms.images)
+        GroundTruth(phantoms.test_labels).check(LocalStudies(phantoms.images))
 
 
 def test_ground_truth_without_a_structure_of_the_protocol_is_told(labelled, tmp_path):
