@@ -12,9 +12,9 @@ from samcorrect.lib.compat.uploads import discard_upload_on_error
 from samcorrect.lib.errors import RequestError, UnknownLabelError
 from samcorrect.lib.protocol import Protocol
 from samcorrect.lib.store.label_names import check_label_info, map_values, name_indices, present_indices
-from samcorrect.lib.store.labels import MACHINE_TAGS, USER, LabelStore
+from samcorrect.lib.store.labels import MACHINE_TAGS, LabelStore
 from samcorrect.lib.store.records.labels import best_of
-from samcorrect.lib.store.schema import TAG_FINAL, TAG_ORIGINAL, TAGS, ImageRow, LabelVersionRow
+from samcorrect.lib.store.schema import TAG_FINAL, TAG_ORIGINAL, TAGS, USER, ImageRow, LabelVersionRow
 from samcorrect.lib.store.volumes import read_image, read_label_map, suffix_of, write_label_map
 
 TAG_PATTERN = re.compile(r"[a-z][a-z0-9_-]{0,31}")

@@ -13,7 +13,7 @@ import numpy as np
 from samcorrect.lib.errors import ImageError, LabelError, StoreError, UnknownImageError, UnknownLabelError
 from samcorrect.lib.store.label_names import present_indices
 from samcorrect.lib.store.ledger import Ledger
-from samcorrect.lib.store.schema import TAG_CORRECTED, TAG_FINAL, TAG_ORIGINAL, ImageRow, LabelVersionRow
+from samcorrect.lib.store.schema import TAG_CORRECTED, TAG_FINAL, TAG_ORIGINAL, USER, ImageRow, LabelVersionRow
 from samcorrect.lib.store.studies import Studies, check_image_id, require_images
 from samcorrect.lib.store.volumes import (
     Grid,
@@ -29,8 +29,6 @@ from samcorrect.lib.store.volumes import (
 )
 
 STATE_NAME = ".samcorrect"
-# Makers that are persons.
-USER = "user:"
 MACHINE_TAGS = (TAG_ORIGINAL, TAG_CORRECTED)
 
 

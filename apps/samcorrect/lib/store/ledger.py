@@ -8,6 +8,7 @@ from pathlib import Path
 
 from samcorrect.lib.errors import StoreError
 from samcorrect.lib.store.engine import open_engine
+from samcorrect.lib.store.records.audit import AuditRecords
 from samcorrect.lib.store.records.images import ImageRecords
 from samcorrect.lib.store.records.labels import LabelRecords
 from samcorrect.lib.store.records.models import ModelRecords
@@ -15,7 +16,7 @@ from samcorrect.lib.store.records.queue import QueueRecords
 from samcorrect.lib.store.records.runs import RunRecords
 
 
-class Ledger(ImageRecords, LabelRecords, QueueRecords, ModelRecords, RunRecords):
+class Ledger(ImageRecords, LabelRecords, QueueRecords, ModelRecords, RunRecords, AuditRecords):
     """Reads and writes of the ledger; rows come back detached from the session.
 
     Attributes:

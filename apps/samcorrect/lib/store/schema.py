@@ -4,15 +4,17 @@ import math
 import random
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, Double, ForeignKey, Index, TypeDecorator, UniqueConstraint
+from sqlalchemy import JSON, Double, ForeignKey, Index, TypeDecorator, UniqueConstraint, false
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 # The newest script in `migrations/versions`: a change of the tables below needs a new one.
-REVISION = "0002"
+REVISION = "0003"
 IMAGE_STATUS_OK = "ok"
 IMAGE_STATUS_QUARANTINED = "quarantined"
 TAG_ORIGINAL, TAG_CORRECTED, TAG_FINAL = "original", "corrected", "final"
 TAGS = (TAG_ORIGINAL, TAG_CORRECTED, TAG_FINAL)
+# Makers that are persons begin with it.
+USER = "user:"
 MODEL_CANDIDATE, MODEL_PROMOTED, MODEL_REFUSED, MODEL_RETIRED = "candidate", "promoted", "refused", "retired"
 
 
@@ -60,7 +62,7 @@ class ImageRow(Base):
 
 
 class LabelVersionRow(Base):
-    """One version of a label; never changed once written, but for `info` of the viewer."""
+    """One version of a label; never changed once written, but for what viewers noted and `is_rejected`."""
 
     __tablename__ = "label_version"
     __table_args__ = (
@@ -82,6 +84,7 @@ class LabelVersionRow(Base):
     content_sha256: Mapped[str]
     parent_id: Mapped[int | None] = mapped_column(ForeignKey("label_version.id"))
     created_at: Mapped[float]
+    is_rejected: Mapped[bool] = mapped_column(default=False, server_default=false())
     info: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
 
 
@@ -142,3 +145,44 @@ class LeaseRow(Base):
     holder: Mapped[str]
     expires_at: Mapped[float] = mapped_column(index=True)
     why: Mapped[str] = mapped_column(default="", server_default="")
+
+
+class ReviewRow(Base):
+    """What a person decided about a label: `decision` is approved, rejected or comment; `reason` is theirs."""
+
+    __tablename__ = "review"
+    __table_args__ = (Index("ix_review_image", "image_id", "id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    image_id: Mapped[str] = mapped_column(ForeignKey("image.id"))
+    label_version_id: Mapped[int | None] = mapped_column(ForeignKey("label_version.id"))
+    decision: Mapped[str]
+    reviewer: Mapped[str]
+    reason: Mapped[str] = mapped_column(default="")
+    created_at: Mapped[float]
+
+
+class AuditRow(Base):
+    """One event. `hash` is over the row and the hash before it, `details` is canonical JSON, and ids have no gap."""
+
+    __tablename__ = "audit"
+    __table_args__ = (Index("ix_audit_image", "image_id", "id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    at: Mapped[float]
+    event: Mapped[str]
+    actor: Mapped[str]
+    image_id: Mapped[str | None]
+    label_version_id: Mapped[int | None]
+    details: Mapped[str] = mapped_column(default="{}")
+    hash: Mapped[str]
+
+
+class AuditHeadRow(Base):
+    """How long the audit log is and how it ends, so that rows taken off its end are missed."""
+
+    __tablename__ = "audit_head"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    n_rows: Mapped[int]
+    hash: Mapped[str]

@@ -2,21 +2,36 @@
 
 import time
 from collections.abc import Iterable, Sequence
+from math import isfinite
 
 from sqlalchemy import case, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from samcorrect.lib.errors import UnknownLabelError
+from samcorrect.lib.store.records.audit import (
+    EVENT_CORRECTED,
+    EVENT_MADE,
+    EVENT_RESTORED,
+    EVENT_SCORED,
+    EVENT_SUBMITTED,
+    append_audit,
+)
 from samcorrect.lib.store.records.base import Records
 from samcorrect.lib.store.schema import (
     IMAGE_STATUS_OK,
+    TAG_CORRECTED,
     TAG_FINAL,
+    TAG_ORIGINAL,
     TAGS,
+    USER,
     ImageRow,
     LabelVersionRow,
     LeaseRow,
     QualityRow,
 )
+
+EVENT_OF_TAG = {TAG_ORIGINAL: EVENT_MADE, TAG_CORRECTED: EVENT_CORRECTED}
+SCORER = "samcorrect"
 
 
 class LabelRecords(Records):
@@ -36,6 +51,7 @@ class LabelRecords(Records):
                     session.delete(lease)
             session.add(row)
             session.flush()
+            _audit_label(session, row)
         return row
 
     def add_copy(self, label: LabelVersionRow, **changes: object) -> LabelVersionRow:
@@ -128,6 +144,9 @@ class LabelRecords(Records):
             if whole is not None:
                 image_id = session.get_one(LabelVersionRow, label_version_id).image_id
                 session.execute(update(ImageRow).where(ImageRow.id == image_id).values(queue_score=whole.score))
+                details = {"score": whole.score if whole.score is None or isfinite(whole.score) else None}
+                of = {"image_id": image_id, "label_version_id": label_version_id}
+                append_audit(session, EVENT_SCORED, actor=SCORER, details=details, **of)
 
     def quality(self, label_version_id: int) -> dict[int, QualityRow]:
         """Structure index to quality; 0 is the whole label. Empty where the label is not scored."""
@@ -149,6 +168,19 @@ def best_of(labels: Iterable[LabelVersionRow | None]) -> LabelVersionRow | None:
     """
     found = [label for label in labels if label is not None and label.tag in TAGS]
     return max(found, key=lambda label: (label.tag == TAG_FINAL, label.id), default=None)
+
+
+def _audit_label(session: Session, row: LabelVersionRow) -> None:
+    info = row.info or {}
+    event = EVENT_OF_TAG.get(row.tag, EVENT_SUBMITTED)
+    actor = row.maker
+    if row.maker.startswith(USER):
+        event, actor = EVENT_SUBMITTED, row.maker.removeprefix(USER)
+    if "restored_by" in info:
+        event, actor = EVENT_RESTORED, info["restored_by"]
+    details = {"tag": row.tag, "sha256": row.content_sha256, "parent": row.parent_id, "round": row.round}
+    details |= {"maker": row.maker, "model": row.model_digest, "runtime": row.runtime, "prompts": row.prompts}
+    append_audit(session, event, actor=actor, image_id=row.image_id, label_version_id=row.id, details=details)
 
 
 def _counts(session: Session) -> dict[str, int]:

@@ -2,8 +2,11 @@
 
 from sqlalchemy import select, update
 
+from samcorrect.lib.store.records.audit import EVENT_PROMOTED, EVENT_REFUSED_MODEL, append_audit
 from samcorrect.lib.store.records.base import Records
 from samcorrect.lib.store.schema import MODEL_PROMOTED, MODEL_REFUSED, MODEL_RETIRED, ModelRow
+
+DECIDER = "samcorrect"
 
 
 class ModelRecords(Records):
@@ -28,6 +31,9 @@ class ModelRecords(Records):
             row = session.get_one(ModelRow, model_id)
             row.status = MODEL_PROMOTED if is_promoted else MODEL_REFUSED
             row.metrics = {**row.metrics, **metrics}
+            details = {"digest": row.digest, "round": row.round, "reason": str(metrics.get("reason", ""))}
+            event = EVENT_PROMOTED if is_promoted else EVENT_REFUSED_MODEL
+            append_audit(session, event, actor=DECIDER, details=details)
 
     def promoted_model(self) -> ModelRow | None:
         """The model in use, or None."""
