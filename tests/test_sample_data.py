@@ -65,13 +65,14 @@ def test_generator_writes_no_other_files(regenerated: Path) -> None:
 @pytest.mark.parametrize(("prefix", "n_images"), [("", 32), ("test-", 16)])
 def test_each_image_has_a_label_on_its_grid_with_all_structures(prefix: str, n_images: int) -> None:
     protocol = load_protocol(SAMPLE_DATA / "protocol.yaml")
-    images, refused = LocalStudies(SAMPLE_DATA / f"{prefix}images").scan()
-    labels, _ = LocalStudies(SAMPLE_DATA / f"{prefix}labels").scan()
+    studies, truth = (LocalStudies(SAMPLE_DATA / f"{prefix}{name}") for name in ("images", "labels"))
+    images, refused = studies.scan()
+    labels, _ = truth.scan()
     assert refused == []
     assert len(images) == n_images
-    assert [i.path.name for i in images] == [label.path.name for label in labels]
+    assert [image.path for image in images] == [label.path for label in labels]
     for image, label in zip(images, labels, strict=True):
-        with Image.open(image.path) as picture, Image.open(label.path) as mask:
+        with Image.open(studies.file(image.path)) as picture, Image.open(truth.file(label.path)) as mask:
             assert picture.mode == mask.mode == "L"
             assert picture.size == mask.size
             assert all(240 <= side <= 288 for side in picture.size)
