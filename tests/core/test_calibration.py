@@ -1,9 +1,9 @@
-"""The prior of the expected Dice: monotone in the score, honest in its width, silent where nothing is known."""
+"""The expected Dice: a prior that is monotone in the score and honest in its width, then calibrated by approvals."""
 
 import numpy as np
 import pytest
 
-from samcorrect.lib.core.calibration import PRIOR_MIN_HALF_WIDTH, prior_expected_dice
+from samcorrect.lib.core.calibration import MIN_APPROVED, PRIOR_MIN_HALF_WIDTH, expect_dice, prior_expected_dice
 
 NAN = float("nan")
 
@@ -65,3 +65,90 @@ def test_the_expectation_never_falls_as_the_score_rises_and_stays_in_its_interva
     assert (expected.mean <= expected.high).all()
     assert (expected.high <= 1).all()
     np.testing.assert_array_equal(scores, scores_before)
+
+
+# Calibration
+
+
+def test_nine_approved_labels_that_agree_with_the_prior_leave_it_where_it_is():
+    scores = np.linspace(0.1, 0.9, 9)
+    dice = 1 - 0.5 * (1 - scores)
+    expected = expect_dice(scores, dice, scores, dice)
+
+    # y = x exactly, so the line is the identity, every residual is 0, and the interval has no width.
+    np.testing.assert_allclose(expected.mean, dice, atol=1e-6)
+    np.testing.assert_allclose(expected.low, dice, atol=1e-6)
+    assert expected.n_approved == 9
+
+
+def test_labels_twice_as_bad_as_their_peers_say_are_expected_to_be_nearly_so():
+    scores = np.linspace(0.1, 0.9, 9)
+    peer_dice = np.full(9, 0.9)
+    expected = expect_dice(scores, peer_dice, scores, np.full(9, 0.8))
+
+    # All x are log 0.1 and all y log 0.2. The level is (9 log 0.2 + log 0.1) / 10 = log 0.2 - log(2) / 10, so the error
+    # is 0.2 / 2^0.1 = 0.18661. A left-out residual is log(2) / 9, so the bounds are 0.18661 x 2^(+-1/9).
+    np.testing.assert_allclose(expected.mean, 1 - 0.18661, atol=1e-5)
+    np.testing.assert_allclose(expected.low, 1 - 0.18661 * 2 ** (1 / 9), atol=1e-5)
+    np.testing.assert_allclose(expected.high, 1 - 0.18661 / 2 ** (1 / 9), atol=1e-5)
+
+
+def test_below_nine_approvals_and_with_undefined_ones_the_prior_stands():
+    scores, peer_dice = np.array([0.2, 0.5, 0.8]), np.array([0.4, 0.6, 0.9])
+    approved = np.append(np.linspace(0.2, 0.8, MIN_APPROVED - 1), [NAN, 0.5])
+    dice = np.append(np.full(MIN_APPROVED, 0.9), NAN)
+    expected, prior = expect_dice(scores, peer_dice, approved, dice), prior_expected_dice(scores, peer_dice)
+
+    np.testing.assert_array_equal(expected.low, prior.low)
+    assert expected.n_approved == prior.n_approved == 0
+
+
+def test_approved_labels_say_nothing_where_no_label_has_a_peer():
+    nothing = np.full(3, NAN)
+    expected = expect_dice(np.array([0.2, 0.5, 0.8]), nothing, np.linspace(0, 1, 20), np.linspace(0, 1, 20))
+    assert np.isnan(expected.mean).all()
+    assert expected.n_approved == 0
+
+
+def test_labels_that_were_approved_as_they_were_are_expected_to_be_right_up_to_what_readers_differ_by():
+    scores = np.linspace(0.5, 0.9, 20)
+    expected = expect_dice(scores, scores, scores, np.ones(20))
+    assert (expected.mean > 0.97).all()
+    np.testing.assert_array_equal(expected.high, 1.0)
+
+
+def biased_cohort(rng: np.random.Generator, n: int = 300) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores, Dice with peers that share half of each label's error, and true Dice of labels of a wide spread."""
+    error = np.clip(np.exp(rng.normal(-2.2, 0.9, n)), 0, 1)
+    seen = np.clip(error * 0.5 * np.exp(rng.normal(0, 0.3, n)), 0, 1)
+    return 1 - seen + rng.normal(0, 0.01, n), 1 - seen, 1 - error
+
+
+def test_twenty_random_approvals_cover_ninety_percent_of_the_rest_whatever_the_peers_share(rng):
+    scores, peer_dice, dice = biased_cohort(rng)
+    covered, widths, errors, blind_widths, blind_errors, prior_covered = [], [], [], [], [], []
+    prior = prior_expected_dice(scores, peer_dice)
+    for _ in range(200):
+        order = rng.permutation(len(dice))
+        approved, rest = order[:20], order[20:]
+        expected = expect_dice(scores[rest], peer_dice[rest], scores[approved], dice[approved])
+        covered.append(((dice[rest] >= expected.low) & (dice[rest] <= expected.high)).mean())
+        prior_covered.append(((dice[rest] >= prior.low[rest]) & (dice[rest] <= prior.high[rest])).mean())
+        widths.append((expected.high - expected.low).mean())
+        errors.append(np.abs(expected.mean - dice[rest]).mean())
+        median = np.median(dice[approved])
+        bound = np.sort(np.abs(dice[approved] - median))[18]
+        blind_widths.append(np.clip(median + bound, 0, 1) - np.clip(median - bound, 0, 1))
+        blind_errors.append(np.abs(median - dice[rest]).mean())
+    assert 0.88 <= np.mean(covered) <= 0.93
+    assert np.mean(widths) < 0.7 * np.mean(blind_widths)
+    assert np.mean(errors) < 0.6 * np.mean(blind_errors)
+    assert np.mean(prior_covered) < 0.88  # the prior believes the peers, which are biased here
+
+
+def test_the_calibrated_expectation_never_falls_as_the_score_rises(rng):
+    scores, peer_dice, dice = biased_cohort(rng)
+    expected = expect_dice(scores, peer_dice, scores[:30], rng.permutation(dice)[:30])
+    assert (np.diff(expected.mean[np.argsort(scores)]) >= -1e-12).all()
+    assert ((expected.low <= expected.mean) & (expected.mean <= expected.high)).all()
+    assert ((expected.low >= 0) & (expected.high <= 1)).all()

@@ -1,27 +1,63 @@
-"""From a quality score to an expected Dice with an interval, before a person has approved anything."""
+"""From a quality score to an expected Dice with a 90% interval: a prior, then what approved labels make of it."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from sklearn.isotonic import IsotonicRegression
 
-# Before the first approvals nothing measured bounds the error; the interval is at least this wide to either side.
+COVERAGE = 0.9
+# Before enough approvals nothing measured bounds the error; the interval is at least this wide to either side.
 PRIOR_MIN_HALF_WIDTH = 0.1
 # Two-sided 90% of a normal deviate.
 Z_90 = 1.645
+# With fewer, no order statistic of the residuals covers 90%: ceil((n + 1) 0.9) exceeds n.
+MIN_APPROVED = 9
+# Two readers differ by about this much: a Dice of 0.995 says no more of a label than 0.99.
+MIN_ERROR = 0.01
 
 
 @dataclass(frozen=True)
 class ExpectedDice:
-    """Expected Dice of each label with the bounds of a 90% interval, all (N,) in [0, 1]; nan where the score is."""
+    """Expected Dice of each label with the bounds of a 90% interval, all (N,) in [0, 1]; nan where the score is.
+
+    Attributes:
+        mean: The expectation (calibrated, it is the median).
+        low, high: The bounds.
+        n_approved: Approved labels that it was calibrated with; 0 means that it is a prior.
+    """
 
     mean: np.ndarray
     low: np.ndarray
     high: np.ndarray
+    n_approved: int = 0
+
+
+def expect_dice(
+    scores: np.ndarray, peer_dice: np.ndarray, approved_scores: np.ndarray, approved_dice: np.ndarray
+) -> ExpectedDice:
+    """What the scores of one structure's labels say of their Dice.
+
+    Args:
+        scores: (N,) in [0, 1] or nan.
+        peer_dice: (N,) Dice of label and out-of-fold peer, or nan: the prior.
+        approved_scores: (n,) scores of labels that were drawn at random and then seen by a person. Labels that were
+            served worst first must not be among them: they are not exchangeable with the others.
+        approved_dice: (n,) Dice of those labels with what the person made of them, or nan.
+
+    Returns:
+        Calibrated from MIN_APPROVED approved labels on, else the prior.
+    """
+    prior = prior_expected_dice(scores, peer_dice)
+    known = np.isfinite(approved_scores) & np.isfinite(approved_dice)
+    if known.sum() < MIN_APPROVED or not np.isfinite(prior.mean).any():
+        return prior
+    at_approved = _prior_mean(approved_scores[known], scores, peer_dice)
+    return _calibrate(prior.mean, at_approved, approved_dice[known])
 
 
 def prior_expected_dice(scores: np.ndarray, peer_dice: np.ndarray) -> ExpectedDice:
-    """What the score says of the Dice as long as no approved label can calibrate it.
+    """What the score says of the Dice as long as too few approved labels can calibrate it.
 
     The Dice with the out-of-fold peer, made monotone in the score. It assumes that the peer is about right; a bias that
     label and peer share is not seen, so this is a prior and is reported as one.
@@ -33,12 +69,62 @@ def prior_expected_dice(scores: np.ndarray, peer_dice: np.ndarray) -> ExpectedDi
     Returns:
         nan everywhere where no label has both.
     """
+    mean = _prior_mean(scores, scores, peer_dice)
     both = np.isfinite(scores) & np.isfinite(peer_dice)
-    mean = np.full(scores.shape, np.nan)
     if not both.any():
         return ExpectedDice(mean, mean.copy(), mean.copy())
-    regression = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(scores[both], peer_dice[both])
-    defined = np.isfinite(scores)
-    mean[defined] = regression.predict(scores[defined])
     half_width = max(PRIOR_MIN_HALF_WIDTH, Z_90 * float(np.std(peer_dice[both] - mean[both])))
     return ExpectedDice(mean, np.clip(mean - half_width, 0, 1), np.clip(mean + half_width, 0, 1))
+
+
+def _prior_mean(at: np.ndarray, scores: np.ndarray, peer_dice: np.ndarray) -> np.ndarray:
+    """Isotonic regression of the peer Dice on the score, read off `at` other scores; nan where it is not defined."""
+    both = np.isfinite(scores) & np.isfinite(peer_dice)
+    mean = np.full(at.shape, np.nan)
+    defined = np.isfinite(at)
+    if both.any() and defined.any():
+        regression = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(scores[both], peer_dice[both])
+        mean[defined] = regression.predict(at[defined])
+    return mean
+
+
+def _calibrate(prior_mean: np.ndarray, prior_at_approved: np.ndarray, approved_dice: np.ndarray) -> ExpectedDice:
+    """Correct the prior by approved labels, and bound it by the jackknife.
+
+    The logarithm of the error, 1 - Dice, is a line in that of the prior's error: its spread is about the same for good
+    and bad labels, where the spread of the Dice itself is not, so that one quantile of the residuals gives narrow
+    intervals to good labels and wide ones to bad ones. The line is drawn towards the prior itself (no shift, slope 1)
+    by as much as one approved label weighs: the unit information prior of Kass and Wasserman (1995). Residuals are
+    those of the line without the label itself (the jackknife of Barber et al., 2021); their ceil((n + 1) 0.9)-th is the
+    bound of split conformal prediction, at no cost of labels held back.
+    """
+    x, y = _log_error(prior_at_approved), _log_error(approved_dice)
+    n = len(y)
+    residuals = np.sort([_left_out_residual(x, y, number) for number in range(n)])
+    bound = residuals[math.ceil((n + 1) * COVERAGE) - 1]
+    intercept, slope = _line(x, y)
+    line = intercept + slope * _log_error(prior_mean)
+    mean, low, high = (1 - np.exp(line + shift) for shift in (0.0, bound, -bound))
+    # An error below what readers differ by can be nothing at all.
+    high = np.where(high >= 1 - MIN_ERROR, 1.0, high)
+    return ExpectedDice(*(np.clip(values, 0, 1) for values in (mean, low, high)), n_approved=n)
+
+
+def _left_out_residual(x: np.ndarray, y: np.ndarray, number: int) -> float:
+    others = np.arange(len(y)) != number
+    intercept, slope = _line(x[others], y[others])
+    return abs(y[number] - intercept - slope * x[number])
+
+
+def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Intercept and slope of the least-squares line, drawn towards y = x by the weight of one observation."""
+    n, center = len(x), x.mean()
+    level = (y.sum() + center) / (n + 1)  # at the centre
+    spread = float(((x - center) ** 2).sum())
+    slope = (float(((x - center) * y).sum()) + spread / n) / (spread + spread / n) if spread > 0 else 1.0
+    slope = max(slope, 0.0)
+    return float(level - slope * center), slope
+
+
+def _log_error(dice: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(1 - dice, MIN_ERROR))

@@ -89,7 +89,10 @@ class LabelVersionRow(Base):
 
 
 class QualityRow(Base):
-    """The quality of one structure (index 0: of the whole label) of one label version."""
+    """The quality of one structure (index 0: of the whole label) of one label version.
+
+    The expected Dice was calibrated with `n_approved` approved labels; 0: it is a prior.
+    """
 
     __tablename__ = "quality"
     __table_args__ = (UniqueConstraint("label_version_id", "structure_index"),)
@@ -102,6 +105,7 @@ class QualityRow(Base):
     expected_dice_low: Mapped[float | None]
     expected_dice_high: Mapped[float | None]
     posterior_good: Mapped[float | None]
+    n_approved: Mapped[int] = mapped_column(default=0, server_default="0")
     features: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     reasons: Mapped[list[str]] = mapped_column(JSON, default=list)
     created_at: Mapped[float]

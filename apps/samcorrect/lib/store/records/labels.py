@@ -95,6 +95,13 @@ class LabelRecords(Records):
         with self.session() as session:
             return set(session.scalars(query))
 
+    def first_finals(self) -> list[LabelVersionRow]:
+        """Of every approved image the first label that a person submitted, in order of submission."""
+        first = select(func.min(LabelVersionRow.id)).where(LabelVersionRow.tag == TAG_FINAL)
+        query = select(LabelVersionRow).where(LabelVersionRow.id.in_(first.group_by(LabelVersionRow.image_id)))
+        with self.session() as session:
+            return list(session.scalars(query.order_by(LabelVersionRow.id)))
+
     def latest_labels(self) -> dict[tuple[str, str], LabelVersionRow]:
         """(image id, tag) to the newest version, for the whole store."""
         newest = select(func.max(LabelVersionRow.id)).group_by(LabelVersionRow.image_id, LabelVersionRow.tag)

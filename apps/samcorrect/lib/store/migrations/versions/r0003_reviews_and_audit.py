@@ -8,8 +8,9 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    """Create the tables, and the column that says that a person rejected a version."""
+    """Create the tables; say of versions whether a person rejected them, and of scores what calibrated them."""
     op.add_column("label_version", sa.Column("is_rejected", sa.Boolean, nullable=False, server_default=sa.false()))
+    op.add_column("quality", sa.Column("n_approved", sa.Integer, nullable=False, server_default="0"))
     op.create_table(
         "review",
         sa.Column("id", sa.Integer, primary_key=True),

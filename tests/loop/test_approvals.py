@@ -1,0 +1,69 @@
+"""Which approvals calibrate the scores, and what they say."""
+
+import numpy as np
+import pytest
+
+from samcorrect.lib.core.selection import WHY_AUDIT, WHY_RANDOM, WHY_WORST
+from samcorrect.lib.loop.approvals import approved_pairs
+from samcorrect.lib.store.schema import QualityRow
+from samcorrect.lib.store.volumes import LPS_TO_RAS, write_label_map
+
+SHAPE = (96, 80, 1)
+
+
+def label_of(n_rows: int) -> np.ndarray:
+    """`n_rows` x 10 voxels of the structure 7 and 10 voxels of the structure 3."""
+    label_map = np.zeros(SHAPE, np.uint8)
+    label_map[:n_rows, :10] = 7
+    label_map[90, :10] = 3
+    return label_map
+
+
+@pytest.fixture
+def live(phantom_workspace, tmp_path):
+    """A function that lets a machine make and score a label of 4 rows and a person, served for a reason, submit one."""
+    workspace = phantom_workspace()
+    ledger = workspace.store.ledger
+
+    def one(image_id: str, why: str | None, n_rows: int, score: float | None = 0.5):
+        made = workspace.store.save_label_map(image_id, label_of(4), tag="original", maker="sam", affine=LPS_TO_RAS)
+        if score is not None:
+            rows = [
+                QualityRow(label_version_id=made.id, structure_index=i, score=score, created_at=1.0) for i in (0, 7)
+            ]
+            ledger.set_quality(made.id, rows)
+        if why is not None:
+            assert ledger.take_lease(image_id, "anna", now=1.0, lease_s=60, why=why)
+        write_label_map(tmp_path / "hers.nii.gz", label_of(n_rows), LPS_TO_RAS)
+        workspace.store.submit_label(image_id, tmp_path / "hers.nii.gz", tag="final", user="anna")
+
+    return workspace, one
+
+
+def test_labels_served_at_random_count_with_the_score_they_had(live):
+    workspace, one = live
+    one("case0", WHY_AUDIT, 4, 0.9)
+    one("case1", WHY_RANDOM, 6, 0.3)
+    right, left = approved_pairs(workspace)
+    # 40 voxels before; 40 and 60 after: Dice 1 and 80 / 100. The structure 3 was not scored.
+    np.testing.assert_allclose(right.scores, [0.9, 0.3])
+    np.testing.assert_allclose(right.dice, [1.0, 0.8])
+    np.testing.assert_array_equal(left.scores, [np.nan, np.nan])
+    np.testing.assert_allclose(left.dice, [1.0, 1.0])
+
+
+def test_labels_served_worst_first_imported_or_never_scored_do_not_count(live):
+    workspace, one = live
+    one("case0", WHY_WORST, 4)
+    one("case1", None, 4)
+    one("case2", WHY_AUDIT, 4, score=None)
+    assert [(len(pairs.scores), len(pairs.dice)) for pairs in approved_pairs(workspace)] == [(0, 0), (0, 0)]
+
+
+def test_what_a_person_submits_again_does_not_count_twice(live, tmp_path):
+    workspace, one = live
+    one("case0", WHY_AUDIT, 6)
+    write_label_map(tmp_path / "again.nii.gz", label_of(9), LPS_TO_RAS)
+    workspace.store.submit_label("case0", tmp_path / "again.nii.gz", tag="final", user="ben")
+    right, _ = approved_pairs(workspace)
+    np.testing.assert_allclose(right.dice, [0.8])
