@@ -73,6 +73,7 @@ def test_an_unknown_key_names_all_known_ones():
         ("audit_share", "1.01"),
         ("audit_share", "nan"),
         ("lease_s", "-5"),
+        ("max_upload_mb", "0"),
         ("student_learning_rate", "0"),
         ("threads", "257"),
         ("n_candidates", "65"),

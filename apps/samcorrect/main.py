@@ -11,6 +11,7 @@ from samcorrect import __version__
 from samcorrect.lib.activelearning.strategies import LowestQuality, Random
 from samcorrect.lib.compat.auto_scoring import disable_auto_scoring
 from samcorrect.lib.compat.infer import confined_infer, refuse_whole_slides
+from samcorrect.lib.compat.quiet_logs import silence_host_logs
 from samcorrect.lib.compat.sessions import keep_sessions_in
 from samcorrect.lib.configs.tasks import MODELS
 from samcorrect.lib.infers.batch import PseudoLabelBatch
@@ -44,6 +45,7 @@ class SamCorrect(MONAILabelApp):
             ProtocolError: The protocol is faulty.
             StoreError: The studies or the state folder cannot be used.
         """
+        silence_host_logs()
         self.workspace = open_workspace(studies, load_settings(conf or {}))
         keep_sessions_in(self.workspace.store.state_dir)
         labels = ordered_names(self.workspace.protocol)
@@ -94,5 +96,5 @@ class SamCorrect(MONAILabelApp):
 
     def on_init_complete(self) -> None:
         """Called by the server, and only by the server, when the app is up."""
-        mend_server()
+        mend_server(self.workspace.settings.max_upload_mb)
         super().on_init_complete()

@@ -1,13 +1,10 @@
 """Each fault of MONAI Label 0.8.5 that lib/compat mends: first that the host has it, then that the mend holds."""
 
 import os
-import tempfile
 import time
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
 import pytest
 import torch
 from fastapi import FastAPI
@@ -17,13 +14,9 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.testclient import TestClient
 from monailabel.app import app as host_application
 from monailabel.config import settings as host_settings
-from monailabel.endpoints import datastore as datastore_endpoint
 from monailabel.endpoints.infer import send_response
-from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 from monailabel.interfaces.tasks.batch_infer import BatchInferTask
-from monailabel.interfaces.utils import app as host_apps
-from monailabel.tasks.activelearning.random import Random
 from monailabel.utils.async_tasks.utils import run_background_task
 from monailabel.utils.sessions import Sessions
 
@@ -32,51 +25,8 @@ from samcorrect.lib.compat.background_tasks import ensure_pythonpath
 from samcorrect.lib.compat.cross_origin import forbid_other_origins
 from samcorrect.lib.compat.infer import confined_infer, refuse_whole_slides
 from samcorrect.lib.compat.sessions import keep_sessions_in
-from samcorrect.lib.compat.uploads import discard_upload_on_error
 from samcorrect.lib.errors import LabelError, RequestError, UnknownImageError, UnknownModelError
 from samcorrect.lib.server.errors import add_error_handlers
-
-
-class _EchoTask:
-    """An infer task that notes the path it was given and returns a new temporary mask."""
-
-    description = ""
-
-    def __init__(self):
-        self.seen = []
-
-    def __call__(self, request):
-        self.seen.append(request["image"])
-        handle, name = tempfile.mkstemp(suffix=".nii.gz")
-        os.close(handle)
-        nib.save(nib.Nifti1Image(np.ones((2, 2, 1), np.uint8), np.eye(4)), name)
-        return name, {}
-
-
-class HostApp(MONAILabelApp):
-    """The host's own app class and local datastore with one task, as any app of the host has them."""
-
-    def init_infers(self):
-        return {"echo": _EchoTask()}
-
-    def init_scoring_methods(self):
-        return {"slow": None}
-
-    def init_strategies(self):
-        return {"random": Random()}
-
-    def async_scoring(self, method, params=None):
-        self.n_scorings = getattr(self, "n_scorings", 0) + 1
-
-
-@pytest.fixture
-def host_app(tmp_path, monkeypatch):
-    monkeypatch.setattr(host_settings, "MONAI_LABEL_DATASTORE_AUTO_RELOAD", False)
-    monkeypatch.setattr(host_settings, "MONAI_LABEL_SESSION_PATH", str(tmp_path / "sessions"))
-    studies = tmp_path / "studies"
-    studies.mkdir()
-    nib.save(nib.Nifti1Image(np.zeros((2, 2, 1), np.uint8), np.eye(4)), studies / "a.nii.gz")
-    return HostApp(str(tmp_path), str(studies), {})
 
 
 def test_background_task_dies_unseen_without_pythonpath(monkeypatch):
@@ -104,16 +54,15 @@ def test_scoring_runs_after_each_next_sample(host_app):
     assert host_app.n_scorings == 1
 
 
-def test_infer_opens_any_path(host_app, tmp_path):
+def test_infer_opens_any_path(host_app, tmp_path, echo_task):
     secret = tmp_path / "secret.txt"
     secret.write_text("not in the store")
     host_app.infer({"model": "echo", "image": str(secret)})
     assert host_app._infers["echo"].seen == [str(secret)]  # the host
 
-    task = _EchoTask()
     with pytest.raises(RequestError, match="not an image id"):
-        _confined(task, str(secret))
-    assert task.seen == []
+        _confined(echo_task, str(secret))
+    assert echo_task.seen == []
 
 
 def test_infer_writes_final_labels(host_app, tmp_path):
@@ -121,14 +70,13 @@ def test_infer_writes_final_labels(host_app, tmp_path):
     assert (tmp_path / "studies" / "labels" / "final" / "a.nii.gz").is_file()  # the host; ours: test_request.py
 
 
-def test_confined_infer_takes_ids_and_session_images(tmp_path):
+def test_confined_infer_takes_ids_and_session_images(tmp_path, echo_task):
     session_image = tmp_path / "sessions" / "s1" / "x.png"
     session_image.parent.mkdir(parents=True)
     session_image.touch()
-    task = _EchoTask()
-    assert _confined(task, "a")["file"]
-    assert _confined(task, str(session_image), sessions_dir=tmp_path / "sessions")["file"]
-    assert task.seen == ["/studies/a.png", str(session_image.resolve())]
+    assert _confined(echo_task, "a")["file"]
+    assert _confined(echo_task, str(session_image), sessions_dir=tmp_path / "sessions")["file"]
+    assert echo_task.seen == ["/studies/a.png", str(session_image.resolve())]
 
 
 @pytest.mark.parametrize(
@@ -141,20 +89,20 @@ def test_confined_infer_takes_ids_and_session_images(tmp_path):
         ("sessions/../../etc/passwd", RequestError, "not an image id"),
     ],
 )
-def test_confined_infer_refuses_other_images(tmp_path, image, error, says):
+def test_confined_infer_refuses_other_images(tmp_path, echo_task, image, error, says):
     with pytest.raises(error, match=says):
-        _confined(_EchoTask(), image, sessions_dir=tmp_path / "sessions")
+        _confined(echo_task, image, sessions_dir=tmp_path / "sessions")
 
 
-def test_confined_infer_refuses_a_path_that_leaves_the_sessions_folder(tmp_path):
+def test_confined_infer_refuses_a_path_that_leaves_the_sessions_folder(tmp_path, echo_task):
     with pytest.raises(RequestError, match="not an image id"):
-        _confined(_EchoTask(), str(tmp_path / "sessions" / ".." / "x.png"), sessions_dir=tmp_path / "sessions")
+        _confined(echo_task, str(tmp_path / "sessions" / ".." / "x.png"), sessions_dir=tmp_path / "sessions")
 
 
 @pytest.mark.parametrize("model", ["nope", None, ["echo"]])
-def test_confined_infer_refuses_other_models(model):
+def test_confined_infer_refuses_other_models(echo_task, model):
     with pytest.raises(UnknownModelError, match="served are echo"):
-        confined_infer({"echo": _EchoTask()}, {"model": model, "image": "a"}, find_image=_find_image, sessions_dir=None)
+        confined_infer({"echo": echo_task}, {"model": model, "image": "a"}, find_image=_find_image, sessions_dir=None)
 
 
 def test_whole_slides_are_refused():
@@ -242,33 +190,6 @@ def test_handlers_added_in_the_lifespan_need_a_new_middleware_stack(is_rebuilt, 
         assert client.get("/").status_code == status
 
 
-def test_refused_upload_stays_in_the_temporary_folder(host_app, tmp_path, monkeypatch):
-    uploads = tmp_path / "uploads"
-    uploads.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(uploads))
-    monkeypatch.setattr(host_settings, "MONAI_LABEL_APP_DIR", host_app.app_dir)
-    monkeypatch.setattr(host_settings, "MONAI_LABEL_STUDIES", host_app.studies)
-    monkeypatch.setitem(host_apps.apps, f"{host_app.app_dir}{host_app.studies}", host_app)
-    with (tmp_path / "label.nii.gz").open("wb+") as file:
-        upload = datastore_endpoint.UploadFile(file, filename="label.nii.gz")
-        with pytest.raises(MONAILabelException):
-            datastore_endpoint.save_label(BackgroundTasks(), "nope", "{}", "final", upload)
-    (left,) = uploads.iterdir()  # the host
-
-    with pytest.raises(LabelError), discard_upload_on_error(left):
-        raise LabelError("refused")
-    assert list(uploads.iterdir()) == []
-
-
-def test_a_refused_file_that_is_no_upload_is_kept(tmp_path):
-    (tmp_path / "deep").mkdir()
-    mine = tmp_path / "deep" / "mine.nii.gz"
-    mine.touch()
-    with pytest.raises(LabelError), discard_upload_on_error(mine):
-        raise LabelError("refused")
-    assert mine.exists()
-
-
 def test_sessions_are_kept_in_the_state_folder(monkeypatch, tmp_path):
     monkeypatch.setattr(host_settings, "MONAI_LABEL_SESSION_PATH", "")
     assert Path(Sessions(host_settings.MONAI_LABEL_SESSION_PATH).store_path).is_relative_to(Path.home())  # the host
@@ -286,9 +207,9 @@ def _find_image(image_id):
     raise RequestError(f"{image_id} is not an image id")
 
 
-def _confined(task, image, sessions_dir=None):
+def _confined(echo_task, image, sessions_dir=None):
     request = {"model": "echo", "image": image}
-    return confined_infer({"echo": task}, request, find_image=_find_image, sessions_dir=sessions_dir)
+    return confined_infer({"echo": echo_task}, request, find_image=_find_image, sessions_dir=sessions_dir)
 
 
 def _application_that_runs(tasks):

@@ -126,13 +126,13 @@ def served_cwd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def own_server(phantoms: Path) -> Callable[..., AbstractContextManager[tuple[str, subprocess.Popen]]]:
-    """A function that runs `samcorrect serve` over the phantoms, from a folder, and gives its URL and process."""
+    """A function that runs `samcorrect serve` from a folder, by default over the phantoms; gives URL and process."""
 
     @contextmanager
-    def start(cwd: Path, **environment: str) -> Iterator[tuple[str, subprocess.Popen]]:
+    def start(cwd: Path, studies: Path = phantoms, **environment: str) -> Iterator[tuple[str, subprocess.Popen]]:
         port = free_port()
         url = f"http://127.0.0.1:{port}"
-        command = [str(Path(sys.executable).parent / "samcorrect"), "serve", "--studies", str(phantoms)]
+        command = [str(Path(sys.executable).parent / "samcorrect"), "serve", "--studies", str(studies)]
         settings = {f"SAMCORRECT_{key.upper()}": str(value) for key, value in CONF.items()}
         variables = clean_environment(cwd / "tmp") | settings | environment
         with running([*command, "--port", str(port)], url, cwd=cwd, environment=variables) as process:
@@ -149,24 +149,29 @@ def served(own_server: Callable, served_cwd: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def host_served(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of `monailabel start_server` on the phantoms; its app folder is a copy: the host writes into it."""
-    cwd, port = tmp_path_factory.mktemp("host_served"), free_port()
-    shutil.copytree(Path(samcorrect.__file__).parent, cwd / "samcorrect")
-    command = [str(Path(sys.executable).parent / "monailabel"), "start_server", "--app", str(cwd / "samcorrect")]
-    command += [
-        "--studies",
-        str(phantoms),
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--conf",
-        "state",
-        str(cwd / "state"),
-    ]
-    for key, value in CONF.items():
-        command += ["--conf", key, str(value)]
-    url = f"http://127.0.0.1:{port}"
-    with running(command, url, cwd=cwd, environment=clean_environment(cwd / "tmp")):
+def host_server() -> Callable[..., AbstractContextManager[tuple[str, subprocess.Popen]]]:
+    """A function that runs `monailabel start_server`; its app folder is a copy: the host writes into it."""
+
+    @contextmanager
+    def start(
+        cwd: Path, studies: Path, *, state: Path | None = None, **environment: str
+    ) -> Iterator[tuple[str, subprocess.Popen]]:
+        port = free_port()
+        url = f"http://127.0.0.1:{port}"
+        shutil.copytree(Path(samcorrect.__file__).parent, cwd / "samcorrect")
+        command = [str(Path(sys.executable).parent / "monailabel"), "start_server", "--app", str(cwd / "samcorrect")]
+        command += ["--studies", str(studies), "--host", "127.0.0.1", "--port", str(port)]
+        for key, value in ({"state": state or cwd / "state"} | CONF).items():
+            command += ["--conf", key, str(value)]
+        variables = clean_environment(cwd / "tmp") | environment
+        with running(command, url, cwd=cwd, environment=variables) as process:
+            yield url, process
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def host_served(host_server: Callable, phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of `monailabel start_server` on the phantoms."""
+    with host_server(tmp_path_factory.mktemp("host_served"), phantoms) as (url, _):
         yield url

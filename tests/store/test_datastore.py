@@ -16,6 +16,7 @@ from samcorrect.lib.errors import (
 from samcorrect.lib.protocol import Protocol
 from samcorrect.lib.store.datastore import LedgerDatastore, check_tag
 from samcorrect.lib.store.labels import LabelStore
+from samcorrect.lib.store.records.base import MAX_NOTES_BYTES
 from samcorrect.lib.store.sources import open_studies
 from samcorrect.lib.store.volumes import read_label_map
 
@@ -218,3 +219,22 @@ def test_bad_tags(tag):
 
 def _path(datastore, image_id, tag):
     return Path(datastore.get_label_uri(image_id, tag))
+
+
+def test_notes_do_not_grow_without_end(datastore, store, submitted):
+    note = {"a": "x" * (MAX_NOTES_BYTES - 20)}
+    datastore.update_image_info("a", note)
+    with pytest.raises(RequestError, match="65536 are the limit"):
+        datastore.update_image_info("a", {"b": "x" * 20})
+    assert datastore.get_image_info("a") == note
+    datastore.save_label("a", str(submitted), "final", INFO)
+    with pytest.raises(RequestError, match="65536 are the limit"):
+        datastore.update_label_info("a", "final", {"a": "x" * MAX_NOTES_BYTES})
+
+
+def test_an_image_with_notes_that_are_too_long_is_not_taken(datastore, store, submitted):
+    upload = store.studies.folder.parent / "new.png"
+    Image.fromarray(np.zeros((12, 16), np.uint8)).save(upload)
+    with pytest.raises(RequestError, match="65536 are the limit"):
+        datastore.add_image("new", str(upload), {"a": "x" * MAX_NOTES_BYTES})
+    assert not (store.studies.folder / "new.png").exists()

@@ -3,7 +3,14 @@ import pytest
 
 from samcorrect.lib.errors import LabelError, RequestError
 from samcorrect.lib.protocol import Protocol
-from samcorrect.lib.store.label_names import check_label_info, map_values, name_indices, ordered_names, present_indices
+from samcorrect.lib.store.label_names import (
+    MAX_NAME_LENGTH,
+    check_label_info,
+    map_values,
+    name_indices,
+    ordered_names,
+    present_indices,
+)
 
 BOX = {"source": "box", "xyxy": (0.1, 0.1, 0.9, 0.9)}
 # As in a file where the heart is written first: neither 1..K nor in index order.
@@ -92,3 +99,10 @@ def test_malformed_label_info_is_refused(info, says):
 def test_label_info_keeps_names_and_numbers_only():
     assert check_label_info([{"name": "heart", "idx": 1, "color": [1, 0, 0]}]) == [{"name": "heart", "idx": 1}]
     assert check_label_info(None) == []
+
+
+def test_a_name_has_an_end():
+    name = "x" * MAX_NAME_LENGTH
+    assert check_label_info([{"name": name, "idx": 1}]) == [{"name": name, "idx": 1}]
+    with pytest.raises(RequestError, match=f"at most {MAX_NAME_LENGTH} characters"):
+        check_label_info([{"name": name + "x", "idx": 1}])

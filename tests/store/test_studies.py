@@ -7,7 +7,8 @@ import pytest
 
 from samcorrect.lib.errors import RequestError, StoreError
 from samcorrect.lib.store.engine import LEDGER_NAME
-from samcorrect.lib.store.studies import LocalStudies, check_image_id, require_images
+from samcorrect.lib.store.image_ids import check_image_id
+from samcorrect.lib.store.studies import LocalStudies, require_images
 
 
 def test_images_are_listed_by_their_path_without_the_suffix_in_order_of_id(make_studies):

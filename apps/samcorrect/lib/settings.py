@@ -41,6 +41,7 @@ class Settings(BaseModel):
     student_learning_rate: float = Field(2e-3, gt=0, le=1, description="peak learning rate")
     audit_share: float = Field(0.2, ge=0, le=1, description="share of the queue that serves random images")
     lease_s: float = Field(1800, gt=0, description="seconds an image stays reserved for one annotator")
+    max_upload_mb: int = Field(4096, ge=1, le=2**20, description="largest upload that the server takes, in MiB")
 
     @field_validator("ledger_url")
     @classmethod

@@ -10,9 +10,9 @@ import torch
 from samcorrect.lib.errors import ImageError, LabelError
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
 from samcorrect.lib.networks.student import StudentConfig
+from samcorrect.lib.store.image_ids import log_name
 from samcorrect.lib.store.records.labels import best_of
 from samcorrect.lib.store.schema import TAG_FINAL, TAGS, ImageRow, LabelVersionRow
-from samcorrect.lib.store.studies import log_name
 from samcorrect.lib.transforms.frame import labels_to_frame, normalise_intensity, to_frame
 
 logger = logging.getLogger(__name__)

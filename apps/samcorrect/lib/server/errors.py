@@ -4,6 +4,7 @@ The host has no handler at all: without this one its clients see "Internal Serve
 """
 
 import logging
+import tempfile
 from http import HTTPStatus
 from json import JSONDecodeError
 
@@ -75,7 +76,11 @@ def _host_error(request: Request, error: MONAILabelException) -> JSONResponse:
 
 
 def _http_error(request: Request, error: HTTPException) -> JSONResponse:
-    reply = _reply(request, error.status_code, HTTPStatus(error.status_code).phrase, error.detail)
+    if isinstance(error.__cause__, OSError):
+        # FastAPI calls a body that it cannot keep, for want of space, one that it cannot read.
+        reason = f"cannot keep the upload in {tempfile.gettempdir()}: {error.__cause__.strerror}"
+        return _reply(request, HTTPStatus.SERVICE_UNAVAILABLE, StoreError.__name__, reason)
+    reply = _reply(request, error.status_code, HTTPStatus(error.status_code).phrase, str(error.detail))
     reply.headers.update(error.headers or {})
     return reply
 
@@ -94,7 +99,8 @@ def _unexpected_error(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"error": "InternalError", "detail": INTERNAL_DETAIL}, HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
-def _reply(request: Request, status: int, error: str, detail: object) -> JSONResponse:
-    # Neither query nor detail: image ids can hold the names of patients.
-    logger.warning("%s %s: %d %s", request.method, request.url.path.split("/")[1], status, error)
+def _reply(request: Request, status: int, error: str, detail: str) -> JSONResponse:
+    # Neither path, query nor detail: they are the client's, and image ids can hold the names of patients.
+    route = getattr(request.scope.get("route"), "path", "unknown route")
+    logger.warning("%s %s: %d %s", request.method, route, status, error)
     return JSONResponse({"error": error, "detail": detail}, status)

@@ -8,11 +8,11 @@ from typing import Any
 
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
-from samcorrect.lib.compat.uploads import discard_upload_on_error
 from samcorrect.lib.errors import RequestError, UnknownLabelError
 from samcorrect.lib.protocol import Protocol
 from samcorrect.lib.store.label_names import check_label_info, map_values, name_indices, present_indices
 from samcorrect.lib.store.labels import MACHINE_TAGS, LabelStore
+from samcorrect.lib.store.records.base import merge_notes
 from samcorrect.lib.store.records.labels import best_of
 from samcorrect.lib.store.schema import TAG_FINAL, TAG_ORIGINAL, TAGS, USER, ImageRow, LabelVersionRow
 from samcorrect.lib.store.volumes import read_image, read_label_map, suffix_of, write_label_map
@@ -135,7 +135,7 @@ class LedgerDatastore(Datastore):
         return dict(self._image(image_id).info)
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
-        """Merge notes into an image's info."""
+        """Merge notes into an image's info. Raises RequestError where they grow beyond MAX_NOTES_BYTES."""
         self._store.ledger.update_image_info(self._image(image_id).id, _mapping(info, "info"))
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
@@ -145,10 +145,8 @@ class LedgerDatastore(Datastore):
             RequestError: The id cannot name an image, or is taken, or the params are malformed.
             ImageError: The upload is not a readable image.
         """
-        upload = Path(image_filename)
-        with discard_upload_on_error(upload):
-            info = _mapping(image_info, "params")
-            image = self._store.studies.add(image_id, upload)
+        info = merge_notes({}, _mapping(image_info, "params"))
+        image = self._store.studies.add(image_id, Path(image_filename))
         self._store.ledger.sync_images([image])
         self._store.ledger.update_image_info(image.id, info)
         return image.id
@@ -199,7 +197,7 @@ class LedgerDatastore(Datastore):
         }
 
     def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
-        """Merge notes of a viewer into a label's info; provenance cannot be changed."""
+        """Merge notes of a viewer into a label's info; provenance cannot be changed. Raises RequestError as above."""
         self._store.ledger.update_label_notes(self._label(label_id, label_tag).id, _mapping(info, "info"))
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
@@ -222,15 +220,14 @@ class LedgerDatastore(Datastore):
             UnknownImageError: No such image.
         """
         path = Path(label_filename)
-        with discard_upload_on_error(path):
-            params, tag = _mapping(label_info, "params"), check_tag(label_tag)
-            self._image(image_id)
-            entries = check_label_info(params.get("label_info"))
-            present = present_indices(read_label_map(path).array)
-            value_to_index = map_values(present, entries, self._protocol)
-            info = {"label_info": entries, "value_to_index": {str(k): v for k, v in value_to_index.items()}}
-            user = str(params.get("user") or params.get("client_id") or "unknown")[:200]
-            return self._store.submit_label(image_id, path, tag=tag, user=user, info=info).image_id
+        params, tag = _mapping(label_info, "params"), check_tag(label_tag)
+        self._image(image_id)
+        entries = check_label_info(params.get("label_info"))
+        present = present_indices(read_label_map(path).array)
+        value_to_index = map_values(present, entries, self._protocol)
+        info = {"label_info": entries, "value_to_index": {str(k): v for k, v in value_to_index.items()}}
+        user = str(params.get("user") or params.get("client_id") or "unknown")[:200]
+        return self._store.submit_label(image_id, path, tag=tag, user=user, info=info).image_id
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
         """Raises RequestError: nothing is deleted through the API."""

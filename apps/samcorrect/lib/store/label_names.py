@@ -8,6 +8,8 @@ import numpy as np
 from samcorrect.lib.errors import LabelError, RequestError
 from samcorrect.lib.protocol import Protocol
 
+MAX_NAME_LENGTH = 128
+
 
 def check_label_info(label_info: object) -> list[dict[str, Any]]:
     """The `label_info` of a submit as `[{"name": str, "idx": int}]`; empty where none was sent.
@@ -25,6 +27,8 @@ def check_label_info(label_info: object) -> list[dict[str, Any]]:
             raise RequestError(
                 f'label_info is a list of {{"name": "heart", "idx": 3}} with idx from 0 to 255; got {entry!r:.80}'
             )
+        if len(name) > MAX_NAME_LENGTH:
+            raise RequestError(f"a name in label_info has at most {MAX_NAME_LENGTH} characters; got {name!r:.80}")
         if checked.setdefault(idx, name) != name:
             raise RequestError(f"label_info names the value {idx} twice: {checked[idx]!r:.80} and {name!r:.80}")
     return [{"name": name, "idx": idx} for idx, name in checked.items()]

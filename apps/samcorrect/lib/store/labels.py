@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from samcorrect.lib.errors import ImageError, LabelError, StoreError, UnknownImageError, UnknownLabelError
+from samcorrect.lib.store.image_ids import check_image_id
 from samcorrect.lib.store.label_names import present_indices
 from samcorrect.lib.store.ledger import Ledger
 from samcorrect.lib.store.schema import TAG_CORRECTED, TAG_FINAL, TAG_ORIGINAL, USER, ImageRow, LabelVersionRow
-from samcorrect.lib.store.studies import Studies, check_image_id, require_images
+from samcorrect.lib.store.studies import Studies, require_images
 from samcorrect.lib.store.volumes import (
     Grid,
     Volume,

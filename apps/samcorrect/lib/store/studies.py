@@ -1,8 +1,6 @@
 """Where images come from: which images there are, what they are called, and a local file of each."""
 
-import hashlib
 import os
-import re
 import shutil
 import threading
 import time
@@ -12,17 +10,13 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from samcorrect.lib.errors import ImageError, RequestError, StoreError
+from samcorrect.lib.store.confinement import REASON_LEAVES, is_inside, require_inside, upload_target
 from samcorrect.lib.store.engine import LEDGER_NAME
+from samcorrect.lib.store.image_ids import RESERVED_FOLDERS, case_of, check_image_id
 from samcorrect.lib.store.volumes import IMAGE_SUFFIXES, read_image, suffix_of, write_atomically
 
-# An id is a relative path without its suffix; nothing that climbs, hides or ends in a dot.
-ID_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_ .+()=@-]*(/[A-Za-z0-9_][A-Za-z0-9_ .+()=@-]*)*")
-MAX_ID_LENGTH = 255
-# The host keeps its labels here (monailabel/datastore/local.py:110).
-RESERVED_FOLDERS = frozenset({"labels"})
 # Files written within the tick of a folder's time stamp do not change it; FAT, the coarsest, ticks every 2 s.
 SETTLED_NS = 2_000_000_000
-REASON_LEAVES = "a link that leaves the studies folder"
 
 
 @dataclass(frozen=True)
@@ -131,7 +125,7 @@ class LocalStudies:
         if is_passed_over or image_id.split("/")[0] in RESERVED_FOLDERS or folder.resolve() != self._root() / at:
             return None
         for suffix in IMAGE_SUFFIXES:
-            if (folder / f"{name}{suffix}").is_file() and not _leaves(folder / f"{name}{suffix}", self._root()):
+            if (folder / f"{name}{suffix}").is_file() and is_inside(folder / f"{name}{suffix}", self.folder):
                 return ImageFile(image_id, f"{image_id}{suffix}", case_of(image_id))
         return None
 
@@ -140,9 +134,7 @@ class LocalStudies:
         file = self.folder / PurePosixPath(path)
         if not file.is_file():
             raise ImageError(f"{path} is gone from the studies folder {self.folder}")
-        if _leaves(file, self._root()):
-            raise ImageError(f"{path} is {REASON_LEAVES}")
-        return file
+        return require_inside(file, self.folder)
 
     def add(self, image_id: str, upload: Path) -> ImageFile:
         """Copy a file into the folder as a new image; one that is there is never overwritten.
@@ -152,13 +144,8 @@ class LocalStudies:
             ImageError: The file is not a readable image.
             StoreError: The folder cannot be written.
         """
-        at = check_image_id(image_id).rpartition("/")[0]
-        target = self.folder / f"{image_id}{suffix_of(upload)}"
-        if image_id.split("/")[0] in RESERVED_FOLDERS:
-            raise RequestError(f"the folder {image_id.split('/')[0]!r} is the host's own; give the image another id")
-        if (self.folder / at).resolve() != self._root() / at:
-            raise RequestError(f"the folder {at!r} is {REASON_LEAVES}; give the image another id")
-        if target.exists() or self.find(image_id) is not None:
+        target = upload_target(self.folder, self._passed_over, image_id, suffix_of(upload))
+        if self.find(image_id) is not None:
             raise RequestError(
                 f"there is an image {image_id!r} already, and images are never overwritten; give another id"
             )
@@ -198,36 +185,11 @@ class LocalStudies:
             if entry.is_dir(follow_symlinks=False):
                 listed.folders.append(entry.name)
             elif suffix_of(Path(entry.name)) and _is_file(entry):
-                if entry.is_symlink() and _leaves(Path(entry.path), self._root()):
+                if entry.is_symlink() and not is_inside(Path(entry.path), self.folder):
                     listed.refused.append((f"{at}{entry.name}", REASON_LEAVES))
                 else:
                     listed.files.append(entry.name)
         return listed
-
-
-def check_image_id(image_id: str) -> str:
-    """Return `image_id` if it can name an image.
-
-    Raises:
-        RequestError: It is empty, too long, or holds anything that a path below the studies folder should not.
-    """
-    is_named_well = ID_PATTERN.fullmatch(image_id) and not image_id.endswith((".", " ")) and ".." not in image_id
-    if len(image_id) > MAX_ID_LENGTH or not is_named_well:
-        raise RequestError(
-            f"{image_id[:80]!r} is not an image id: 1 to {MAX_ID_LENGTH} letters, digits and any of '_ .+()=@-', "
-            "folders divided by '/', no leading dot and no '..'"
-        )
-    return image_id
-
-
-def case_of(image_id: str) -> str:
-    """The case that an image of a folder belongs to: its subfolder, or itself where it lies in none."""
-    return image_id.rpartition("/")[0] or image_id
-
-
-def log_name(image_id: str) -> str:
-    """What logs call an image: file names can hold the names of patients, a digest does not."""
-    return hashlib.sha256(image_id.encode()).hexdigest()[:10]
 
 
 def require_images(images: list[ImageFile], location: str) -> None:
@@ -246,7 +208,3 @@ def _changed_ns(folder: Path) -> int:
 def _is_file(entry: os.DirEntry) -> bool:
     # A link that leads to itself is an error for `DirEntry.is_file` and no file for `Path.is_file`.
     return entry.is_file(follow_symlinks=False) or (entry.is_symlink() and Path(entry.path).is_file())
-
-
-def _leaves(path: Path, root: Path) -> bool:
-    return not path.resolve().is_relative_to(root)

@@ -57,6 +57,6 @@ def parse_steps(value: object) -> int | None:
     bounds = {type(entry).__name__: entry for entry in Settings.model_fields["student_steps"].metadata}
     low, high = bounds["Ge"].ge, bounds["Le"].le
     text = str(value)
-    if not text.isdecimal() or not low <= int(text) <= high:
+    if not text.isdecimal() or len(text) > len(str(high)) or not low <= int(text) <= high:
         raise RequestError(f"`steps` is a number from {low} to {high}; got {text[:40]!r}")
     return int(text)

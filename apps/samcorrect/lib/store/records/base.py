@@ -1,15 +1,20 @@
 """Transactions of the ledger, which all of its records share."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from samcorrect.lib.errors import StoreError
+from samcorrect.lib.errors import RequestError, StoreError
 from samcorrect.lib.store.engine import take_write_lock
+
+# What clients note about one image or label; every reply that lists it carries it.
+MAX_NOTES_BYTES = 2**16
 
 
 class Records:
@@ -36,3 +41,12 @@ class Records:
                 yield session
         except OperationalError as error:
             raise StoreError(f"the ledger in {self.state_dir} cannot be used: {error.orig}") from error
+
+
+def merge_notes(notes: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Notes with more added. Raises RequestError where they grow beyond MAX_NOTES_BYTES."""
+    merged = {**notes, **more}
+    n_bytes = len(json.dumps(merged))
+    if n_bytes > MAX_NOTES_BYTES:
+        raise RequestError(f"the notes would be {n_bytes} bytes long; {MAX_NOTES_BYTES} are the limit")
+    return merged

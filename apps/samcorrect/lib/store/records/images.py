@@ -8,7 +8,7 @@ from sqlalchemy import bindparam, delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from samcorrect.lib.errors import UnknownImageError
-from samcorrect.lib.store.records.base import Records
+from samcorrect.lib.store.records.base import Records, merge_notes
 from samcorrect.lib.store.schema import IMAGE_STATUS_OK, IMAGE_STATUS_QUARANTINED, ImageRow
 from samcorrect.lib.store.studies import ImageFile
 
@@ -69,7 +69,7 @@ class ImageRecords(Records):
         """Merge keys into what clients noted about an image. Raises UnknownImageError."""
         with self.session(writes=True) as session:
             row = require_image(session, image_id)
-            row.info = {**row.info, **info}
+            row.info = merge_notes(row.info, info)
 
     def quarantine(self, image_id: str, reason: str) -> None:
         """Take an image out of every stage and keep the reason. A later `release_from_quarantine` lets it back."""

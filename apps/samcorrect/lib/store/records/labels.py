@@ -16,7 +16,7 @@ from samcorrect.lib.store.records.audit import (
     EVENT_SUBMITTED,
     append_audit,
 )
-from samcorrect.lib.store.records.base import Records
+from samcorrect.lib.store.records.base import Records, merge_notes
 from samcorrect.lib.store.schema import (
     IMAGE_STATUS_OK,
     TAG_CORRECTED,
@@ -140,7 +140,7 @@ class LabelRecords(Records):
         """Merge keys into what viewers noted about a label; nothing else of a version can be changed."""
         with self.session(writes=True) as session:
             row = session.get_one(LabelVersionRow, label_version_id)
-            row.info = {**row.info, "viewer": {**row.info.get("viewer", {}), **notes}}
+            row.info = {**row.info, "viewer": merge_notes(row.info.get("viewer", {}), notes)}
 
     def set_quality(self, label_version_id: int, rows: Sequence[QualityRow]) -> None:
         """Replace the quality of a label version; index 0, the whole label, sets the image's place in the queue."""

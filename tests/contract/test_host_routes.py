@@ -1,0 +1,68 @@
+"""The inventory of what the host serves: every route is ours by now, or stays the host's for a reason written here."""
+
+from fastapi.routing import APIRoute
+from monailabel import app as host
+from monailabel.endpoints import (
+    activelearning,
+    batch_infer,
+    datastore,
+    infer,
+    info,
+    login,
+    logs,
+    model,
+    ohif,
+    proxy,
+    scoring,
+    session,
+    train,
+    wsi_infer,
+)
+
+from samcorrect.lib.server.routes import ROUTERS
+
+HOST_ROUTERS = (activelearning, batch_infer, datastore, infer, info, login, logs, model, ohif, proxy, scoring)
+HOST_ROUTERS += (session, train, wsi_infer)
+ASKS = "takes no name and no path"
+CHECKED = "hands an id and a tag to our datastore, which checks them"
+REFUSED = "hands an id to our datastore, which deletes nothing"
+STOPS = "stops a background task; takes no params"
+KEPT = {
+    ("GET", "/"): ASKS,
+    ("GET", "/favicon.ico"): ASKS,
+    ("GET", "/info/"): ASKS,
+    ("GET", "/train/"): ASKS,
+    ("GET", "/scoring/"): ASKS,
+    ("GET", "/batch/infer"): ASKS,
+    ("GET", "/datastore/"): "takes one of three words",
+    ("GET", "/datastore/dataset"): "is refused by our datastore",
+    ("GET", "/datastore/image"): CHECKED,
+    ("GET", "/datastore/image/info"): CHECKED,
+    ("GET", "/datastore/label"): CHECKED,
+    ("GET", "/datastore/label/info"): CHECKED,
+    ("HEAD", "/datastore/label"): CHECKED,
+    ("DELETE", "/datastore/image"): REFUSED,
+    ("DELETE", "/datastore/"): REFUSED,
+    ("DELETE", "/datastore/label"): REFUSED,
+    ("DELETE", "/train/"): STOPS,
+    ("DELETE", "/scoring/"): STOPS,
+    ("DELETE", "/batch/infer"): STOPS,
+    ("GET", "/model/{model}"): "our models have no file to give (InferTask.get_path)",
+    ("GET", "/model/info/{model}"): "our models have no file to give (InferTask.get_path)",
+    ("GET", "/auth/"): ASKS,
+    ("POST", "/auth/token"): "hands a name and a password to the login server that the administrator named",
+    ("GET", "/auth/token/valid"): ASKS,
+}
+
+
+def test_every_route_of_the_host_is_ours_or_stays_for_a_reason():
+    hosts = _routes([*host.app.routes, *(route for module in HOST_ROUTERS for route in module.router.routes)])
+    ours = _routes([route for router in ROUTERS for route in router.routes])
+    # Ours is one route for all of /proxy/dicom.
+    proxied = {(method, path) for method, path in hosts if path.startswith("/proxy/dicom/")}
+    assert hosts - ours - proxied == set(KEPT)
+    assert ours <= hosts
+
+
+def _routes(routes):
+    return {(method, route.path) for route in routes if isinstance(route, APIRoute) for method in route.methods}

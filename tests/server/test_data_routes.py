@@ -1,0 +1,93 @@
+import hashlib
+import io
+from concurrent.futures import ThreadPoolExecutor
+
+import nibabel as nib
+import numpy as np
+import pytest
+from monailabel.config import settings as host_settings
+from monailabel.endpoints.user.auth import User, get_current_user
+from PIL import Image
+
+LABEL = nib.Nifti1Image(np.ones((16, 12, 1), np.uint8), np.diag([-1.0, -1.0, 1.0, 1.0])).to_bytes()
+
+
+def picture(value=0):
+    file = io.BytesIO()
+    Image.fromarray(np.full((12, 16), value, np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def submit(client, params="{}", **query):
+    files = {"label": ("/tmp/of/slicer/label.nii", LABEL)}
+    return client.put("/datastore/label", params={"image": "a", **query}, files=files, data={"params": params})
+
+
+def test_the_user_of_a_submit_is_in_the_ledger(client, samcorrect_app):
+    assert submit(client, '{"user": "bob", "client_id": "slicer-7"}').json() == {"image": "a", "label": "a"}
+    assert samcorrect_app.workspace.store.label("a", "final").maker == "user:bob"
+    submit(client, tag="draft")
+    assert samcorrect_app.workspace.store.label("a", "draft").maker == "user:unknown"
+
+
+def test_a_login_beats_what_the_params_say(client, samcorrect_app, monkeypatch):
+    monkeypatch.setattr(host_settings, "MONAI_LABEL_AUTH_ENABLE", True)
+    roles = [host_settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR]
+    client.app.dependency_overrides[get_current_user] = lambda: User(username="ann", roles=roles)
+    assert submit(client, '{"user": "bob", "client_id": "carl"}').status_code == 200
+    assert samcorrect_app.workspace.store.label("a", "final").maker == "user:ann"
+    noted = client.put("/datastore/image/info", params={"image": "a"}, data={"info": '{"user": "bob", "x": 1}'})
+    assert noted.status_code == 200
+    assert samcorrect_app.datastore().get_image_info("a") == {"user": "ann", "client_id": "ann", "x": 1}
+
+
+def test_a_login_without_the_role_may_not_submit(client, samcorrect_app, monkeypatch):
+    monkeypatch.setattr(host_settings, "MONAI_LABEL_AUTH_ENABLE", True)
+    client.app.dependency_overrides[get_current_user] = lambda: User(username="eve", roles=["other"])
+    reply = submit(client)
+    assert (reply.status_code, reply.json()["error"]) == (403, "Forbidden")
+    assert samcorrect_app.workspace.store.ledger.latest_label("a", "final") is None
+
+
+@pytest.mark.parametrize("path", ["/datastore/image", "/datastore/"])
+def test_an_image_is_added_under_its_id_or_its_name(client, samcorrect_app, path):
+    files = {"file": ("x.png", picture())}
+    assert client.put(path, params={"image": "ward/new"}, files=files).json() == {"image": "ward/new"}
+    assert client.put(path, files=files).json() == {"image": "x"}
+    assert samcorrect_app.datastore().list_images() == ["a", "ward/b", "ward/new", "x"]
+
+
+def test_of_many_uploads_of_one_id_one_is_taken(client, samcorrect_app):
+    pictures = [picture(value) for value in range(8)]
+
+    def add(content):
+        return client.put("/datastore/image", params={"image": "n"}, files={"file": ("n.png", content)}).status_code
+
+    with ThreadPoolExecutor(8) as pool:
+        statuses = list(pool.map(add, pictures))
+    assert sorted(statuses) == [200] + [400] * 7
+    stored = (samcorrect_app.workspace.store.studies.folder / "n.png").read_bytes()
+    assert stored == pictures[statuses.index(200)]
+
+
+@pytest.mark.parametrize(("algorithm", "prefix"), [("sha256", "SHA256:"), ("sha256", ""), ("md5", "MD5:")])
+def test_a_checksum_is_compared(client, samcorrect_app, algorithm, prefix):
+    with open(samcorrect_app.datastore().get_image_uri("a"), "rb") as file:
+        digest = hashlib.file_digest(file, algorithm).hexdigest()
+    asked = {"image": "a", "check_sum": prefix + digest}
+    assert client.head("/datastore/image", params=asked).status_code == 200
+    changed = {**asked, "check_sum": prefix + "0" * len(digest)}
+    assert client.head("/datastore/image", params=changed).status_code == 404
+    assert client.head("/datastore/image", params={**asked, "check_sum": "CRC:1"}).status_code == 400
+
+
+@pytest.mark.parametrize(("path", "field"), [("label/info", "info"), ("updatelabelinfo", "params")])
+def test_a_note_about_a_label_keeps_its_provenance(client, samcorrect_app, path, field):
+    submit(client, '{"user": "bob"}')
+    noted = client.put(
+        f"/datastore/{path}", params={"label": "a", "tag": "final"}, data={field: '{"maker": "sam", "user": "eve"}'}
+    )
+    assert noted.status_code == 200
+    info = samcorrect_app.datastore().get_label_info("a", "final")
+    assert info["maker"] == "user:bob"
+    assert info["viewer"] == {"maker": "sam", "user": "eve", "client_id": "eve"}
