@@ -1,19 +1,33 @@
 """Small fixtures that every part of the tests shares."""
 
+import json
 import os
 import shutil
-from collections.abc import Callable
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import requests
 from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.sequence import Sequence
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.valuerep import DSfloat
 
 from samcorrect.lib.loop.candidates import find_candidates
 from samcorrect.lib.loop.workspace import open_workspace
 from samcorrect.lib.settings import Settings
 
+ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4.1"
+ORTHANC = Path("/usr/sbin/Orthanc")
+ORTHANC_DICOMWEB = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -145,3 +159,148 @@ def new_state(phantoms: Phantoms, tmp_path_factory: pytest.TempPathFactory) -> C
         return folder
 
     return make
+
+
+@pytest.fixture
+def make_series() -> Callable[..., list[Dataset]]:
+    """A function that makes the instances of a DICOM series: slices of stored values, along a RAS affine or without.
+
+    Slice k is at the affine's k-th place along its third axis; further attributes go to every instance.
+    """
+
+    def make(slices: np.ndarray, affine: np.ndarray | None = None, **attributes: object) -> list[Dataset]:
+        series_uid = attributes.pop("SeriesInstanceUID", generate_uid())
+        study_uid = attributes.pop("StudyInstanceUID", generate_uid())
+        frame_uid = generate_uid()
+        instances = []
+        for number, pixels in enumerate(slices):
+            instance = Dataset()
+            instance.SOPClassUID = attributes.get("SOPClassUID", "1.2.840.10008.5.1.4.1.1.4")
+            instance.SOPInstanceUID = generate_uid()
+            instance.SeriesInstanceUID, instance.StudyInstanceUID = series_uid, study_uid
+            instance.PatientID, instance.PatientName, instance.Modality = "P-4711", "Doe^Jane", "MR"
+            instance.Rows, instance.Columns = pixels.shape[:2]
+            instance.SamplesPerPixel, instance.PhotometricInterpretation = 1, "MONOCHROME2"
+            instance.BitsAllocated = instance.BitsStored = 8 * pixels.dtype.itemsize
+            instance.HighBit = instance.BitsStored - 1
+            instance.PixelRepresentation = int(pixels.dtype.kind == "i")
+            instance.PixelData = pixels.tobytes()
+            instance.InstanceNumber = number + 1
+            if affine is not None:
+                lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+                dx, dy, _ = np.linalg.norm(lps[:3, :3], axis=0)
+                instance.FrameOfReferenceUID = frame_uid
+                instance.PixelSpacing = [DSfloat(dy, auto_format=True), DSfloat(dx, auto_format=True)]
+                cosines = [*lps[:3, 0] / dx, *lps[:3, 1] / dy]
+                instance.ImageOrientationPatient = [DSfloat(c, auto_format=True) for c in cosines]
+                position_mm = lps[:3, 3] + number * lps[:3, 2]
+                instance.ImagePositionPatient = [DSfloat(mm, auto_format=True) for mm in position_mm]
+            for keyword, value in attributes.items():
+                setattr(instance, keyword, value)
+            instance.preamble, instance.file_meta = bytes(128), FileMetaDataset()
+            instance.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+            instance.file_meta.MediaStorageSOPClassUID = instance.SOPClassUID
+            instance.file_meta.MediaStorageSOPInstanceUID = instance.SOPInstanceUID
+            instance.is_little_endian, instance.is_implicit_VR = True, False
+            instances.append(instance)
+        return instances
+
+    return make
+
+
+@pytest.fixture
+def make_enhanced(make_series: Callable[..., list[Dataset]]) -> Callable[[list[int]], list[Dataset]]:
+    """A function that makes an enhanced MR of four frames at z = 0, 3, 6, 9, stored in a given order."""
+
+    def make(order: list[int]) -> list[Dataset]:
+        # The frame at z holds z and has the slope 1 + z.
+        stored = np.repeat(np.array(order, np.uint16) * 3, 80).reshape(1, 4 * 10, 8)
+        (image,) = make_series(stored, SOPClassUID=ENHANCED_MR, NumberOfFrames=4, Rows=10)
+        shared, per_frame = Dataset(), []
+        shared.PixelMeasuresSequence = Sequence([Dataset()])
+        shared.PixelMeasuresSequence[0].PixelSpacing = [0.5, 0.25]
+        shared.PixelMeasuresSequence[0].SliceThickness = 3
+        shared.PlaneOrientationSequence = Sequence([Dataset()])
+        shared.PlaneOrientationSequence[0].ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+        for k in order:
+            item = Dataset()
+            item.PlanePositionSequence = Sequence([Dataset()])
+            item.PlanePositionSequence[0].ImagePositionPatient = [-5, 4, 3 * k]
+            item.PixelValueTransformationSequence = Sequence([Dataset()])
+            item.PixelValueTransformationSequence[0].RescaleSlope = 1 + 3 * k
+            item.PixelValueTransformationSequence[0].RescaleIntercept = 0
+            per_frame.append(item)
+        image.FrameOfReferenceUID = generate_uid()
+        image.SharedFunctionalGroupsSequence = Sequence([shared])
+        image.PerFrameFunctionalGroupsSequence = Sequence(per_frame)
+        return [image]
+
+    return make
+
+
+@pytest.fixture
+def orthanc(tmp_path: Path) -> Callable[..., AbstractContextManager[str]]:
+    """A function that runs an Orthanc of the test's own, as a context, and gives the URL of its DICOMweb service.
+
+    Stopped and started again it is on the same port with what it held.
+    """
+    return partial(_run_orthanc, tmp_path / "orthanc", _free_port())
+
+
+@pytest.fixture(scope="session")
+def _shared_orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with _run_orthanc(tmp_path_factory.mktemp("pacs"), _free_port()) as url:
+        yield url
+
+
+@pytest.fixture
+def pacs(_shared_orthanc: str) -> str:
+    """The URL of the DICOMweb service of an Orthanc that runs and is empty."""
+    root = _shared_orthanc.removesuffix("/dicom-web")
+    for patient in requests.get(f"{root}/patients", timeout=30).json():
+        requests.delete(f"{root}/patients/{patient}", timeout=30).raise_for_status()
+    return _shared_orthanc
+
+
+@contextmanager
+def _run_orthanc(folder: Path, port: int, users: dict[str, str] | None = None) -> Iterator[str]:
+    """An Orthanc that listens to this machine alone, by HTTP alone; `users` are those who may log in."""
+    if not (ORTHANC.is_file() and ORTHANC_DICOMWEB.is_file()):
+        pytest.skip(f"no Orthanc: {ORTHANC} and {ORTHANC_DICOMWEB} (Debian: apt install orthanc orthanc-dicomweb)")
+    folder.mkdir(exist_ok=True)
+    configuration = {
+        "StorageDirectory": str(folder),
+        "IndexDirectory": str(folder),
+        "HttpPort": port,
+        "RemoteAccessAllowed": False,
+        "DicomServerEnabled": False,
+        "AuthenticationEnabled": users is not None,
+        "RegisteredUsers": users or {},
+        "Plugins": [str(ORTHANC_DICOMWEB)],
+        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+    }
+    (folder / "orthanc.json").write_text(json.dumps(configuration), encoding="utf-8")
+    with (folder / "log").open("a") as log:
+        process = subprocess.Popen([ORTHANC, folder / "orthanc.json"], stdout=log, stderr=subprocess.STDOUT)
+        try:
+            _wait_for_port(port, process, folder / "log")
+            yield f"http://127.0.0.1:{port}/dicom-web"
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _wait_for_port(port: int, process: subprocess.Popen, log: Path) -> None:
+    deadline_s = time.monotonic() + 30
+    while process.poll() is None and time.monotonic() < deadline_s:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+    raise AssertionError(f"Orthanc did not start:\n{log.read_text(encoding='utf-8')[-2000:]}")

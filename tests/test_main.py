@@ -41,7 +41,7 @@ def test_labels_are_a_list_in_index_order(make_studies):
 
 @pytest.mark.parametrize(
     ("studies", "conf", "says"),
-    [("http://pacs/dicom-web", {}, "URL"), ("studies", {"models": "all"}, "models: no such setting")],
+    [("http://pacs/dicom-web", {}, "--state DIR"), ("studies", {"models": "all"}, "models: no such setting")],
 )
 def test_bad_settings_are_named(studies, conf, says):
     with pytest.raises(SettingsError, match=says):

@@ -221,7 +221,11 @@ def _workspace_command(
     commands: Any, name: str, summary: str, example: str, *, needs_studies: bool = True
 ) -> argparse.ArgumentParser:
     parser = _command(commands, name, summary, example)
-    parser.add_argument("--studies", required=needs_studies, help="folder of the images")
+    parser.add_argument(
+        "--studies",
+        required=needs_studies,
+        help="folder of the images, or the DICOMweb URL of a PACS (then with --state)",
+    )
     for setting in COMMON_SETTINGS:
         field = Settings.model_fields[setting]
         parser.add_argument(f"--{setting.replace('_', '-')}", dest=setting, metavar="VALUE", help=field.description)

@@ -37,11 +37,11 @@ class SamCorrect(MONAILabelApp):
 
         Args:
             app_dir: Folder of this file.
-            studies: Folder of the images.
+            studies: Folder of the images, or the URL of a PACS's DICOMweb service.
             conf: The settings of --conf.
 
         Raises:
-            SettingsError: A setting is unknown or out of range, or `studies` is a URL.
+            SettingsError: A setting is unknown or out of range, or `studies` is a URL that cannot be used.
             ProtocolError: The protocol is faulty.
             StoreError: The studies or the state folder cannot be used.
         """
@@ -93,6 +93,10 @@ class SamCorrect(MONAILabelApp):
     def infer_wsi(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
         """Raises RequestError."""
         return refuse_whole_slides()
+
+    def on_save_label(self, image_id: str, label_id: str) -> dict[str, Any]:
+        """Called after a submit; what it returns goes into the reply."""
+        return self.datastore().publish_label(image_id)
 
     def on_init_complete(self) -> None:
         """Called by the server, and only by the server, when the app is up."""

@@ -12,6 +12,7 @@ from samcorrect.lib.loop.workspace import PROTOCOL_NAME, count_cores, open_works
 from samcorrect.lib.networks.sam import has_fast_bf16, load_sam
 from samcorrect.lib.protocol import load_protocol
 from samcorrect.lib.settings import Settings
+from samcorrect.lib.store.records.publications import PACS_PENDING, PACS_REFUSED
 from samcorrect.lib.store.sources import open_studies
 from samcorrect.lib.store.studies import require_images
 
@@ -91,4 +92,9 @@ def _check_state(studies: str, settings: Settings) -> str:
         raise StoreError(f"{store.state_dir} has {free_gb:.1f} GB free; at least {MIN_FREE_GB} GB are needed")
     counts = store.ledger.counts()
     approved = f"{counts['approved']} of {counts['images']} image(s) approved"
+    published = store.ledger.count_publications()
+    if n_waiting := published.get(PACS_PENDING, 0):
+        raise StoreError(f"{n_waiting} approved label(s) wait for the PACS; they go there with the next submit")
+    if n_refused := published.get(PACS_REFUSED, 0):
+        approved += f"; of {n_refused} label(s) DICOM SEG cannot hold, which stay here alone"
     return f"{store.state_dir}: {approved}, {free_gb:.0f} GB free"

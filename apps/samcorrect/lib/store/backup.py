@@ -19,6 +19,7 @@ from sqlalchemy import Connection, func, insert, select, text
 
 from samcorrect import __version__
 from samcorrect.lib.errors import StoreError
+from samcorrect.lib.store.dicomweb import CASE_KEY_NAME
 from samcorrect.lib.store.engine import LEDGER_NAME
 from samcorrect.lib.store.labels import LabelStore
 from samcorrect.lib.store.ledger import Ledger
@@ -27,7 +28,7 @@ from samcorrect.lib.store.volumes import write_atomically
 
 MANIFEST_NAME = "manifest.json"
 # What a state folder holds that cannot be made anew; caches and logs stay out.
-KEPT = ("labels", "models", "cohort.json")
+KEPT = ("labels", "models", "cohort.json", CASE_KEY_NAME)
 ROWS_AT_ONCE = 1000
 
 # (done, total)

@@ -10,10 +10,13 @@ from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
 from samcorrect.lib.errors import RequestError, UnknownLabelError
 from samcorrect.lib.protocol import Protocol
+from samcorrect.lib.store.dicomweb import DicomWebStudies
 from samcorrect.lib.store.label_names import check_label_info, map_values, name_indices, present_indices
 from samcorrect.lib.store.labels import MACHINE_TAGS, LabelStore
+from samcorrect.lib.store.publishing import Publisher
 from samcorrect.lib.store.records.base import merge_notes
 from samcorrect.lib.store.records.labels import best_of
+from samcorrect.lib.store.records.publications import PACS_PENDING
 from samcorrect.lib.store.schema import TAG_FINAL, TAG_ORIGINAL, TAGS, USER, ImageRow, LabelVersionRow
 from samcorrect.lib.store.volumes import read_image, read_label_map, suffix_of, write_label_map
 
@@ -48,6 +51,8 @@ class LedgerDatastore(Datastore):
         self._name = "samcorrect"
         self._description = ""
         self._next_check_at = 0.0
+        is_in_pacs = isinstance(store.studies, DicomWebStudies)
+        self._publisher = Publisher(store, store.studies, protocol) if is_in_pacs else None
 
     # What the host asks about itself
 
@@ -68,8 +73,10 @@ class LedgerDatastore(Datastore):
         self._description = description
 
     def refresh(self) -> None:
-        """Note images that were added to the studies, or are gone from them."""
+        """Note images that were added to the studies, or are gone from them; send the PACS what it did not take yet."""
         self._store.rescan()
+        if self._publisher is not None:
+            self._publisher.publish_pending()
 
     def status(self) -> dict[str, Any]:
         """Counts; `completed` are the images that a person approved."""
@@ -226,8 +233,19 @@ class LedgerDatastore(Datastore):
         present = present_indices(read_label_map(path).array)
         value_to_index = map_values(present, entries, self._protocol)
         info = {"label_info": entries, "value_to_index": {str(k): v for k, v in value_to_index.items()}}
+        if self._publisher is not None and tag == TAG_FINAL:
+            info["pacs"] = {"state": PACS_PENDING, "reason": ""}
         user = str(params.get("user") or params.get("client_id") or "unknown")[:200]
         return self._store.submit_label(image_id, path, tag=tag, user=user, info=info).image_id
+
+    def publish_label(self, image_id: str) -> dict[str, Any]:
+        """Send an image's final label to the PACS where its image comes from one.
+
+        Returns:
+            What the reply of a submit says of it: `pacs` with `state` and `reason`.
+        """
+        told = self._publisher.publish(image_id) if self._publisher is not None else {}
+        return {"pacs": told} if told else {}
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
         """Raises RequestError: nothing is deleted through the API."""

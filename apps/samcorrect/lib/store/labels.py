@@ -14,6 +14,7 @@ from samcorrect.lib.errors import ImageError, LabelError, StoreError, UnknownIma
 from samcorrect.lib.store.image_ids import check_image_id
 from samcorrect.lib.store.label_names import present_indices
 from samcorrect.lib.store.ledger import Ledger
+from samcorrect.lib.store.records.publications import PACS_PENDING
 from samcorrect.lib.store.schema import TAG_CORRECTED, TAG_FINAL, TAG_ORIGINAL, USER, ImageRow, LabelVersionRow
 from samcorrect.lib.store.studies import Studies, require_images
 from samcorrect.lib.store.volumes import (
@@ -239,6 +240,8 @@ class LabelStore:
                 f"or restore a version with the tag {TAG_FINAL!r}"
             )
         info = {**label.info, "restored_by": user}
+        if "pacs" in info:
+            info["pacs"] = {"state": PACS_PENDING, "reason": ""}
         maker = f"{USER}{user}" if label.tag == TAG_FINAL else label.maker
         return self.ledger.add_copy(label, maker=maker, info=info)
 

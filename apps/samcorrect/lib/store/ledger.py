@@ -12,11 +12,12 @@ from samcorrect.lib.store.records.audit import AuditRecords
 from samcorrect.lib.store.records.images import ImageRecords
 from samcorrect.lib.store.records.labels import LabelRecords
 from samcorrect.lib.store.records.models import ModelRecords
+from samcorrect.lib.store.records.publications import PublicationRecords
 from samcorrect.lib.store.records.queue import QueueRecords
 from samcorrect.lib.store.records.runs import RunRecords
 
 
-class Ledger(ImageRecords, LabelRecords, QueueRecords, ModelRecords, RunRecords, AuditRecords):
+class Ledger(ImageRecords, LabelRecords, QueueRecords, ModelRecords, RunRecords, AuditRecords, PublicationRecords):
     """Reads and writes of the ledger; rows come back detached from the session.
 
     Attributes:

@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+from monailabel.config import settings as host_settings
+
 from samcorrect.lib.errors import SettingsError
+from samcorrect.lib.store.dicomweb import CASE_KEY_NAME, DicomWebStudies, check_url
 from samcorrect.lib.store.labels import STATE_NAME
 from samcorrect.lib.store.studies import LocalStudies, Studies
 
@@ -10,15 +13,40 @@ from samcorrect.lib.store.studies import LocalStudies, Studies
 def open_studies(studies: str | Path, state_dir: Path | None) -> tuple[Studies, Path]:
     """Where images come from, and the state folder.
 
+    User, password, search filter and the prefixes of QIDO, WADO and STOW of a PACS are the host's own settings
+    (MONAI_LABEL_DATASTORE_USERNAME, MONAI_LABEL_DICOMWEB_SEARCH_FILTER, MONAI_LABEL_QIDO_PREFIX, ...).
+
     Args:
-        studies: A folder.
-        state_dir: Defaults to `<studies>/.samcorrect`.
+        studies: A folder, or the URL of a PACS's DICOMweb service.
+        state_dir: Defaults to `<studies>/.samcorrect`; a URL has no default.
 
     Raises:
-        SettingsError: It is a URL.
+        SettingsError: The URL cannot be used, or comes without a state folder.
     """
-    if "://" in str(studies):
-        raise SettingsError(f"studies must be a folder on this machine; got the URL {str(studies)[:80]!r}")
-    folder = Path(studies)
-    state_dir = (state_dir or folder / STATE_NAME).absolute()
-    return LocalStudies(folder, passed_over=[state_dir]), state_dir
+    if "://" not in str(studies):
+        folder = Path(studies)
+        state_dir = (state_dir or folder / STATE_NAME).absolute()
+        return LocalStudies(folder, passed_over=[state_dir]), state_dir
+    url = check_url(str(studies))
+    if state_dir is None:
+        raise SettingsError(
+            "studies in a PACS need a folder of this machine for labels, models and ledger: give --state DIR, "
+            "--conf state DIR or SAMCORRECT_STATE"
+        )
+    state_dir = state_dir.absolute()
+    user = host_settings.MONAI_LABEL_DATASTORE_USERNAME or host_settings.MONAI_LABEL_DICOMWEB_USERNAME
+    password = host_settings.MONAI_LABEL_DATASTORE_PASSWORD or host_settings.MONAI_LABEL_DICOMWEB_PASSWORD
+    # The host's default, CT alone, is nobody's wish; whoever wants it says {"Modality": ["CT"]}.
+    search_filter = host_settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER
+    is_wanted = search_filter != type(host_settings).model_fields["MONAI_LABEL_DICOMWEB_SEARCH_FILTER"].default
+    source = DicomWebStudies(
+        url,
+        state_dir / "cache" / "dicom",
+        key_file=state_dir / CASE_KEY_NAME,
+        search_filter=search_filter if is_wanted else None,
+        auth=(user, password) if user else None,
+        qido_prefix=host_settings.MONAI_LABEL_QIDO_PREFIX,
+        wado_prefix=host_settings.MONAI_LABEL_WADO_PREFIX,
+        stow_prefix=host_settings.MONAI_LABEL_STOW_PREFIX,
+    )
+    return source, state_dir

@@ -193,7 +193,9 @@ class LocalStudies:
 
 
 def require_images(images: list[ImageFile], location: str) -> None:
-    """Raises StoreError, naming the accepted file types, where there is no image."""
+    """Raises StoreError, naming what is accepted, where there is no image."""
+    if not images and "://" in location:
+        raise StoreError(f"no image series in the PACS at {location} (under MONAI_LABEL_DICOMWEB_SEARCH_FILTER)")
     if not images:
         raise StoreError(f"no images in {location}; samcorrect reads {', '.join(IMAGE_SUFFIXES)}")
 

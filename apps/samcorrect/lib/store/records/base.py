@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,13 @@ from sqlalchemy.orm import Session
 from samcorrect.lib.errors import RequestError, StoreError
 from samcorrect.lib.store.engine import take_write_lock
 
+try:
+    import fcntl
+except ImportError:  # Windows: SQLite's own lock has to do
+    fcntl = None
+
+# Beside the ledger; who holds it may write.
+TURN_NAME = "ledger.lock"
 # What clients note about one image or label; every reply that lists it carries it.
 MAX_NOTES_BYTES = 2**16
 
@@ -35,12 +42,25 @@ class Records:
             StoreError: The disk is full, the file cannot be written, or another process held the lock too long.
         """
         try:
-            with Session(self._engine, expire_on_commit=False) as session, session.begin():
+            turn = self._turn() if writes else nullcontext()
+            with turn, Session(self._engine, expire_on_commit=False) as session, session.begin():
                 if writes:
                     take_write_lock(session.connection())
                 yield session
         except OperationalError as error:
             raise StoreError(f"the ledger in {self.state_dir} cannot be used: {error.orig}") from error
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait for one's turn to write: SQLite's own lock goes to whoever happens to try when it is free, so that under
+        load a writer can lose for half a minute; this one goes in order, and the kernel frees it with its process.
+        """
+        if fcntl is None or self._engine.dialect.name != "sqlite":
+            yield
+            return
+        with (self.state_dir / TURN_NAME).open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
 
 def merge_notes(notes: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,43 @@
+"""What became of labels on their way into a PACS: `info["pacs"]` of a version, `{"state": ..., "reason": ...}`."""
+
+from collections import Counter
+
+from sqlalchemy import Select, select
+
+from samcorrect.lib.store.records.audit import append_audit
+from samcorrect.lib.store.records.base import Records
+from samcorrect.lib.store.schema import TAG_FINAL, LabelVersionRow
+
+PACS_PENDING, PACS_STORED, PACS_REFUSED = "pending", "stored", "refused"
+EVENT_STORED, ACTOR = "label stored in the PACS", "samcorrect"
+
+
+class PublicationRecords(Records):
+    """Reads and writes of publications. A submit enters a label as pending, so a killed server leaves it so."""
+
+    def set_publication(self, label_version_id: int, state: str, reason: str = "") -> None:
+        """Note what became of a label: `pending`, `stored`, or `refused` where sending it again would not help."""
+        with self.session(writes=True) as session:
+            row = session.get_one(LabelVersionRow, label_version_id)
+            row.info = {**row.info, "pacs": {"state": state, "reason": reason}}
+            if state == PACS_STORED:
+                append_audit(session, EVENT_STORED, actor=ACTOR, image_id=row.image_id, label_version_id=row.id)
+
+    def pending_publications(self) -> list[int]:
+        """Numbers of the label versions that wait for the PACS, oldest first."""
+        with self.session() as session:
+            waiting = (number for number, info in session.execute(_finals()) if _state(info) == PACS_PENDING)
+            return sorted(waiting)
+
+    def count_publications(self) -> dict[str, int]:
+        """State to the number of label versions in it."""
+        with self.session() as session:
+            return dict(Counter(state for _, info in session.execute(_finals()) if (state := _state(info))))
+
+
+def _finals() -> Select[tuple[int, dict]]:
+    return select(LabelVersionRow.id, LabelVersionRow.info).where(LabelVersionRow.tag == TAG_FINAL)
+
+
+def _state(info: dict) -> str:
+    return info.get("pacs", {}).get("state", "")
