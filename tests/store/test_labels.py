@@ -305,3 +305,18 @@ def test_what_a_run_ends_with_becomes_the_best_label_again_unless_a_person_has_s
     final = store.submit_label("a", path, tag="final", user="ann")
     assert store.make_best(corrected).id == corrected.id
     assert store.ledger.best_label("a").id == final.id
+
+
+def test_what_a_killed_process_left_half_written_is_swept_away_once_it_is_old(make_studies):
+    studies = make_studies("a.png")
+    store = LabelStore(*open_studies(studies, None))
+    save(store)
+    scratch = store.state_dir / "scratch"
+    assert list(scratch.iterdir()) == []
+    for name in ("old", "new"):
+        (scratch / f"{name}-folder").mkdir()
+        (scratch / f"{name}.tmp").write_bytes(b"half")
+    for path in scratch.glob("old*"):
+        os.utime(path, (1, 1))
+    LabelStore(*open_studies(studies, None))
+    assert sorted(path.name for path in scratch.iterdir()) == ["new-folder", "new.tmp"]

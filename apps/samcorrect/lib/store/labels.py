@@ -5,6 +5,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ from samcorrect.lib.store.volumes import (
 )
 
 STATE_NAME = ".samcorrect"
+SCRATCH_NAME = "scratch"
+# No write takes as long; what is older was left by a process that was killed.
+SCRATCH_S = 3600
 MACHINE_TAGS = (TAG_ORIGINAL, TAG_CORRECTED)
 
 
@@ -57,6 +61,7 @@ class LabelStore:
         self.studies = studies
         self.state_dir = state_dir.absolute()
         found, refused = studies.scan()
+        self._sweep_scratch()
         self.ledger = Ledger(self.state_dir, ledger_url)
         self.ledger.sync_images(found, refused)
 
@@ -163,7 +168,7 @@ class LabelStore:
             raise LabelError(f"a model may write the tags {allowed}; got {tag[:40]!r} ({TAG_FINAL} is a person's)")
         grid = Grid(label_map.shape, affine)
         check_grid(grid, self.read_grid(image_id), name=f"the label for {image_id} of {maker}")
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=self._scratch_dir()) as folder:
             path = Path(folder) / "label.nii.gz"
             write_label_map(path, label_map, affine)
             return self._enter(
@@ -257,11 +262,29 @@ class LabelStore:
         relative = Path("labels") / image_id / f"{content_sha256[:16]}{suffix_of(path)}"
         target = self.state_dir / relative
         if not target.exists():
-            write_atomically(target, lambda temporary: shutil.copyfile(path, temporary))
+            copy = partial(shutil.copyfile, path)
+            write_atomically(target, copy, scratch_dir=self._scratch_dir())
         self._require_unchanged(relative.as_posix(), content_sha256)
         row = LabelVersionRow(image_id=image_id, path=relative.as_posix(), content_sha256=content_sha256, **columns)
         row.created_at = time.time()
         return self.ledger.add_label(row)
+
+    def _scratch_dir(self) -> Path:
+        """Where files are until they are whole: one folder, so that what killed processes leave is found again."""
+        folder = self.state_dir / SCRATCH_NAME
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot write in {self.state_dir}: {error.strerror or error}") from error
+        return folder
+
+    def _sweep_scratch(self) -> None:
+        for left in (self.state_dir / SCRATCH_NAME).glob("*"):
+            try:
+                if time.time() - left.stat().st_mtime > SCRATCH_S:
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+            except FileNotFoundError:
+                continue  # another process sweeps too
 
     def _require_unchanged(self, relative: str, content_sha256: str) -> None:
         path = self.state_dir / relative

@@ -212,8 +212,12 @@ def write_label_map(path: Path, label_map: np.ndarray, affine: np.ndarray, *, is
         raise LabelError(f"{path.name}: labels are written as .nii.gz, .nii or .nrrd")
 
 
-def write_atomically(path: Path, write: Callable[[Path], None], *, suffix: str = ".tmp") -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to the disk and move it to `path` in one step.
+def write_atomically(
+    path: Path, write: Callable[[Path], object], *, suffix: str = ".tmp", scratch_dir: Path | None = None
+) -> None:
+    """Let `write` fill a temporary file, flush it to the disk and move it to `path` in one step.
+
+    The temporary file lies in `scratch_dir`, a folder of the same file system, or beside `path`.
 
     Raises:
         StoreError: The folder cannot be written (a full disk, a missing right); nothing is left behind.
@@ -221,7 +225,7 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, suffix: str =
     handle, temporary = -1, None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=suffix, dir=scratch_dir or path.parent)
         temporary = Path(name)
         write(temporary)
         os.fsync(handle)

@@ -29,8 +29,9 @@ class RunRecords(Records):
             last = session.scalars(query).first()
             if last is not None:
                 is_same = last.snapshot["key"] == snapshot["key"]
-                has_same_images = last.snapshot["labels"].keys() == snapshot["labels"].keys()
-                if is_same or (not last.is_finished and has_same_images):
+                seen = last.snapshot["labels"].keys()
+                has_its_images = bool(seen) and seen <= snapshot["labels"].keys()
+                if is_same or (not last.is_finished and has_its_images):
                     return last, True
             row = RunRow(config_digest=config_digest, config=config, snapshot=snapshot, started_at=time.time())
             session.add(row)
