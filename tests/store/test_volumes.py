@@ -10,7 +10,7 @@ import pytest
 import SimpleITK
 from PIL import Image
 
-from samcorrect.lib.errors import GeometryError, ImageError, LabelError, StoreError
+from samcorrect.lib.errors import GeometryError, ImageError, LabelError
 from samcorrect.lib.store.volumes import (
     LPS_TO_RAS,
     Volume,
@@ -18,8 +18,6 @@ from samcorrect.lib.store.volumes import (
     read_image,
     read_label_map,
     suffix_of,
-    write_atomically,
-    write_bytes_atomically,
     write_label_map,
 )
 
@@ -359,40 +357,3 @@ def test_a_quaternion_that_simpleitk_reads_otherwise_is_no_other_grid(tmp_path):
     image, label = read_image(tmp_path / "image.nii"), read_label_map(tmp_path / "label.nrrd")
     assert np.abs((label.affine - image.affine) @ [511, 511, 0, 0]).max() > 0.1  # mm, or the test shows nothing
     assert align_label_map(label, image.grid).shape == (512, 512, 2)
-
-
-# Atomic writes
-
-
-def test_a_writer_that_fails_leaves_nothing_behind_and_keeps_the_old_file(tmp_path):
-    path = tmp_path / "folder" / "a.bin"
-    write_bytes_atomically(path, b"old")
-
-    def fail(temporary: Path) -> None:
-        temporary.write_bytes(b"half of the new")
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        write_atomically(path, fail)
-    assert path.read_bytes() == b"old"
-    assert [p.name for p in path.parent.iterdir()] == ["a.bin"]
-
-
-def test_a_full_disk_is_a_store_error_and_keeps_the_old_file(tmp_path):
-    path = tmp_path / "a.bin"
-    write_bytes_atomically(path, b"old")
-
-    def write_to_full_disk(_temporary: Path) -> None:
-        with open("/dev/full", "wb", buffering=0) as device:
-            device.write(b"new")
-
-    with pytest.raises(StoreError, match=r"cannot write a\.bin in .*: No space left on device"):
-        write_atomically(path, write_to_full_disk)
-    assert path.read_bytes() == b"old"
-    assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
-
-
-def test_a_folder_that_cannot_be_made_is_a_store_error(tmp_path):
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(StoreError, match=r"cannot write a\.bin"):
-        write_bytes_atomically(tmp_path / "file" / "a.bin", b"new")

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import logging
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,15 @@ import numpy as np
 import torch
 
 from samcorrect.lib.core.boxes import box_of_mask, candidate_boxes, clip_boxes
-from samcorrect.lib.errors import ProtocolError
+from samcorrect.lib.errors import ProtocolError, StoreError
 from samcorrect.lib.loop.workspace import Workspace
 from samcorrect.lib.networks.sam import stability_scores
 from samcorrect.lib.networks.student import Student
-from samcorrect.lib.store.volumes import Volume, write_bytes_atomically
+from samcorrect.lib.store.files import write_bytes_atomically
+from samcorrect.lib.store.volumes import Volume
 from samcorrect.lib.transforms.frame import boxes_to_frame, normalise_intensity, to_frame
+
+logger = logging.getLogger(__name__)
 
 # Raised whenever prompts or preprocessing change, so that candidates of another release are not taken for ours.
 CANDIDATES_FORMAT = 1
@@ -180,7 +184,10 @@ def _save(path: Path, found: list[Candidates]) -> None:
         arrays[f"boxes{number}"] = candidates.boxes
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
-    write_bytes_atomically(path, buffer.getvalue())
+    try:
+        write_bytes_atomically(path, buffer.getvalue())
+    except StoreError as error:  # a cache saves time and stops no work
+        logger.warning("candidates are not kept: %s", error)
 
 
 def _load(path: Path, n_structures: int) -> list[Candidates] | None:

@@ -17,6 +17,7 @@ from samcorrect.lib.errors import ImageError, LabelError, RequestError, WeightsE
 from samcorrect.lib.loop.cohort import best_labels
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
 from samcorrect.lib.networks.student import load_student
+from samcorrect.lib.store.files import write_atomically, write_bytes_atomically
 from samcorrect.lib.store.label_names import map_values, present_indices
 from samcorrect.lib.store.schema import (
     MODEL_CANDIDATE,
@@ -27,7 +28,7 @@ from samcorrect.lib.store.schema import (
     ModelRow,
 )
 from samcorrect.lib.store.studies import LocalStudies
-from samcorrect.lib.store.volumes import read_label_map, write_atomically, write_bytes_atomically, write_label_map
+from samcorrect.lib.store.volumes import read_label_map, write_label_map
 
 STATES = {"approved": TAG_FINAL, "corrected": TAG_CORRECTED, "pseudo": TAG_ORIGINAL}
 FORMATS = ("nifti", "nnunet")

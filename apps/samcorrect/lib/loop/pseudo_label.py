@@ -19,9 +19,10 @@ from samcorrect.lib.core.quality import prompt_agreement
 from samcorrect.lib.errors import ImageError, ProtocolError
 from samcorrect.lib.loop.candidates import Candidates, find_candidates, prompting_student
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
+from samcorrect.lib.store.files import write_bytes_atomically
 from samcorrect.lib.store.image_ids import log_name
 from samcorrect.lib.store.schema import TAG_ORIGINAL, ImageRow, LabelVersionRow
-from samcorrect.lib.store.volumes import Volume, write_bytes_atomically
+from samcorrect.lib.store.volumes import Volume
 from samcorrect.lib.transforms.frame import from_frame
 
 logger = logging.getLogger(__name__)

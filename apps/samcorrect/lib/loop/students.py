@@ -19,7 +19,7 @@ from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
 from samcorrect.lib.networks.sam import has_fast_bf16
 from samcorrect.lib.networks.student import FORMAT, Student, StudentConfig, load_student, predict_frames, student_bytes
 from samcorrect.lib.networks.training import TrainingData, WeighBatch, train_network
-from samcorrect.lib.store.volumes import write_bytes_atomically
+from samcorrect.lib.store.files import write_bytes_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,8 @@
 """SAM embeddings on disk, so that a slice is encoded once however often it is prompted."""
 
 import hashlib
+import io
+import logging
 import os
 import threading
 from contextlib import suppress
@@ -9,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from samcorrect.lib.errors import StoreError
 from samcorrect.lib.networks.sam import SamModel
+
+logger = logging.getLogger(__name__)
 
 # 2 MB a slice; the oldest used go first.
 DEFAULT_MAX_BYTES = 4 * 1024**3
@@ -23,6 +26,7 @@ class EmbeddingCache:
         self._folder = folder
         self._max_bytes = max_bytes
         self._size_bytes: int | None = None
+        self._has_warned = False
 
     def embedding(self, sam: SamModel, frame: torch.Tensor) -> torch.Tensor:
         """The embedding of a slice, from the cache or computed and kept.
@@ -32,10 +36,8 @@ class EmbeddingCache:
             frame: (side, side) float in [0, 1].
 
         Returns:
-            As `SamModel.encode`. A torn file is computed anew.
-
-        Raises:
-            StoreError: The folder cannot be written.
+            As `SamModel.encode`. A torn file is computed anew, and where the folder cannot be written (a full disk), so
+            is every slice: a cache saves time and stops no work.
         """
         key = hashlib.sha256(frame.numpy().tobytes() + f"{sam.digest} {sam.runtime}".encode()).hexdigest()
         path = self._folder / key[:2] / f"{key}.npy"
@@ -49,20 +51,23 @@ class EmbeddingCache:
         return embedding
 
     def _keep(self, path: Path, array: np.ndarray) -> int:
-        """Write a file in one step and return its bytes. Raises StoreError, for example on a full disk."""
+        """Write a file in one step and return its bytes; 0 where the folder cannot be written."""
         # The threads of a server may encode one slice at once.
         temporary = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.tmp")
+        buffer = io.BytesIO()
+        np.save(buffer, array)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as handle:
-                np.save(handle, array)
-            n_bytes = temporary.stat().st_size
+            temporary.write_bytes(buffer.getbuffer())
             os.replace(temporary, path)
         except OSError as error:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
-            raise StoreError(f"cannot keep an embedding in {self._folder}: {error.strerror or error}") from error
-        return n_bytes
+            if not self._has_warned:
+                logger.warning("embeddings are not kept in %s: %s", self._folder, error.strerror or error)
+            self._has_warned = True
+            return 0
+        return buffer.tell()
 
     def _evict(self, added_bytes: int) -> None:
         if self._size_bytes is None:

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from samcorrect.lib.report import plots
 from samcorrect.lib.report.pictures import LabelPicture, contour_style, picture_svg
-from samcorrect.lib.store.volumes import write_bytes_atomically
+from samcorrect.lib.store.files import write_bytes_atomically
 
 NOT_DEFINED = "not defined"
 # Arm -> title and what it is, in the order of the table.

@@ -21,10 +21,10 @@ from samcorrect import __version__
 from samcorrect.lib.errors import StoreError
 from samcorrect.lib.store.dicomweb import CASE_KEY_NAME
 from samcorrect.lib.store.engine import LEDGER_NAME
+from samcorrect.lib.store.files import write_atomically
 from samcorrect.lib.store.labels import LabelStore
 from samcorrect.lib.store.ledger import Ledger
 from samcorrect.lib.store.schema import REVISION, Base, LabelVersionRow
-from samcorrect.lib.store.volumes import write_atomically
 
 MANIFEST_NAME = "manifest.json"
 # What a state folder holds that cannot be made anew; caches and logs stay out.

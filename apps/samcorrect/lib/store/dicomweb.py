@@ -30,9 +30,9 @@ from pydicom.errors import InvalidDicomError
 
 from samcorrect.lib.errors import ImageError, RequestError, SettingsError, StoreError
 from samcorrect.lib.store.dicom_image import read_series
+from samcorrect.lib.store.files import write_atomically
 from samcorrect.lib.store.image_ids import log_name
 from samcorrect.lib.store.studies import ImageFile
-from samcorrect.lib.store.volumes import write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from samcorrect.lib.errors import ImageError, LabelError, StoreError, UnknownImageError, UnknownLabelError
+from samcorrect.lib.store.files import write_atomically
 from samcorrect.lib.store.image_ids import check_image_id
 from samcorrect.lib.store.label_names import present_indices
 from samcorrect.lib.store.ledger import Ledger
@@ -27,7 +28,6 @@ from samcorrect.lib.store.volumes import (
     read_image,
     read_label_map,
     suffix_of,
-    write_atomically,
     write_label_map,
 )
 

@@ -12,8 +12,9 @@ from typing import Protocol
 from samcorrect.lib.errors import ImageError, RequestError, StoreError
 from samcorrect.lib.store.confinement import REASON_LEAVES, is_inside, require_inside, upload_target
 from samcorrect.lib.store.engine import LEDGER_NAME
+from samcorrect.lib.store.files import write_atomically
 from samcorrect.lib.store.image_ids import RESERVED_FOLDERS, case_of, check_image_id
-from samcorrect.lib.store.volumes import IMAGE_SUFFIXES, read_image, suffix_of, write_atomically
+from samcorrect.lib.store.volumes import IMAGE_SUFFIXES, read_image, suffix_of
 
 # Files written within the tick of a folder's time stamp do not change it; FAT, the coarsest, ticks every 2 s.
 SETTLED_NS = 2_000_000_000

@@ -9,10 +9,7 @@ taken.
 import gzip
 import io
 import math
-import os
-import tempfile
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +18,8 @@ import nrrd
 import numpy as np
 from PIL import Image
 
-from samcorrect.lib.errors import GeometryError, ImageError, LabelError, StoreError
+from samcorrect.lib.errors import GeometryError, ImageError, LabelError
+from samcorrect.lib.store.files import write_atomically
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".png", ".jpg", ".jpeg")
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -210,41 +208,6 @@ def write_label_map(path: Path, label_map: np.ndarray, affine: np.ndarray, *, is
         write_atomically(path, lambda temporary: nrrd.write(str(temporary), array, header), suffix=suffix)
     else:
         raise LabelError(f"{path.name}: labels are written as .nii.gz, .nii or .nrrd")
-
-
-def write_atomically(
-    path: Path, write: Callable[[Path], object], *, suffix: str = ".tmp", scratch_dir: Path | None = None
-) -> None:
-    """Let `write` fill a temporary file, flush it to the disk and move it to `path` in one step.
-
-    The temporary file lies in `scratch_dir`, a folder of the same file system, or beside `path`.
-
-    Raises:
-        StoreError: The folder cannot be written (a full disk, a missing right); nothing is left behind.
-    """
-    handle, temporary = -1, None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=suffix, dir=scratch_dir or path.parent)
-        temporary = Path(name)
-        write(temporary)
-        os.fsync(handle)
-        os.close(handle)  # Windows moves no open file
-        handle = -1
-        os.replace(temporary, path)
-        temporary = None
-    except OSError as error:
-        raise StoreError(f"cannot write {path.name} in {path.parent}: {error.strerror or error}") from error
-    finally:
-        if handle >= 0:
-            os.close(handle)
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def write_bytes_atomically(path: Path, content: bytes) -> None:
-    """Write `content` to `path` in one step. Raises StoreError as `write_atomically` does."""
-    write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
 def _read(path: Path, error_type: type[Exception]) -> tuple[np.ndarray, np.ndarray, int]:

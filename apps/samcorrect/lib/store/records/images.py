@@ -73,7 +73,7 @@ class ImageRecords(Records):
 
     def quarantine(self, image_id: str, reason: str) -> None:
         """Take an image out of every stage and keep the reason. A later `release_from_quarantine` lets it back."""
-        with self.session() as session:
+        with self.session(writes=True) as session:
             _set_status(session, [image_id], reason)
 
     def release_from_quarantine(self) -> None:
@@ -81,7 +81,7 @@ class ImageRecords(Records):
         repaired.
         """
         may_return = ~IS_REFUSED & (ImageRow.reason != REASON_GONE)
-        with self.session() as session:
+        with self.session(writes=True) as session:
             session.execute(update(ImageRow).where(may_return).values({"status": IMAGE_STATUS_OK, "reason": None}))
 
     def quarantined(self) -> list[tuple[str, str]]:
