@@ -6,6 +6,7 @@ import pytest
 from samcorrect.lib.core.pseudo_label import (
     MIN_COHORT,
     CohortShape,
+    choose_by_peer,
     choose_candidate,
     cohort_shape,
     mask_shapes,
@@ -109,6 +110,20 @@ def test_a_cohort_without_spread_accepts_only_its_own_shape():
     cohort = CohortShape(np.array(USUAL), np.zeros(3))
 
     assert choose_candidate(np.array([0.9, 0.1]), np.array([ELSEWHERE, USUAL]), cohort) == 1
+
+
+def test_students_take_the_candidate_that_is_nearest_to_their_mask():
+    masks = np.zeros((4, 1, 12, 12), bool)
+    for number, start in enumerate((0, 2, 3), start=1):
+        masks[number, 0, 1:4, start : start + 3] = True
+    peer = np.zeros((1, 12, 12), bool)
+    peer[0, 1:4, 3:6] = True
+
+    assert choose_by_peer(masks, peer) == 3
+    assert choose_by_peer(masks[:3], peer) == 2
+    # An empty mask and an empty peer agree fully; without a difference the first is taken.
+    assert choose_by_peer(masks[::-1], np.zeros_like(peer)) == 3
+    assert choose_by_peer(masks[[0, 0]], peer) == 0
 
 
 def test_the_strongest_structure_above_the_threshold_wins():

@@ -1,18 +1,21 @@
-"""Every feature by hand on small masks, and a fusion that a useless feature cannot spoil."""
+"""Every feature by hand on small masks."""
 
 import numpy as np
 import pytest
-from scipy.stats import spearmanr
 
 from samcorrect.lib.core.quality import (
-    MIN_LABELS_FOR_FUSION,
     band_softmin,
     cohort_typicality,
-    fuse_features,
+    edge_contrast,
     label_features,
+    neighbour_dice,
+    outline_ratio,
     peer_surface_dice,
     prompt_agreement,
     robust_z,
+    structure_doubts,
+    surface_tolerance_px,
+    vote_dice,
 )
 
 NAN = float("nan")
@@ -139,131 +142,102 @@ def test_robust_z_without_spread_or_values():
 
 
 def test_cohort_typicality_by_hand():
-    # The logarithms are 0 to 4: z = -2, -1, 0, 1, 2 over 1.4826, so exp(-z^2 / 2) = 0.4025, 0.7966, 1.
-    typicality = cohort_typicality(np.array([*np.exp([0, 1, 2, 3, 4]), 0, NAN]))
+    # The values are 0 to 4: z = -2, -1, 0, 1, 2 over 1.4826, so exp(-z^2 / 2) = 0.4025, 0.7966, 1.
+    values = np.array([0.0, 1, 2, 3, 4])
+    expected = [0.4025, 0.7966, 1, 0.7966, 0.4025]
 
-    np.testing.assert_allclose(typicality, [0.4025, 0.7966, 1, 0.7966, 0.4025, NAN, NAN], atol=1e-4)
+    np.testing.assert_allclose(cohort_typicality(values[:, None]), expected, atol=1e-4)
+    # A second measure without spread is usual for all: the mean of z^2 and 0 halves the exponent.
+    pair = np.stack([values, np.full(5, 7.0)], 1)
+    np.testing.assert_allclose(cohort_typicality(pair), np.sqrt(expected), atol=1e-4)
 
 
-def test_cohort_typicality_of_equal_of_no_and_of_absurd_values():
-    np.testing.assert_array_equal(cohort_typicality(np.full(4, 50.0)), np.ones(4))
-    assert np.isnan(cohort_typicality(np.array([0.0, NAN]))).all()
-    extreme = cohort_typicality(np.array([9.0, 10.0, 11.0, 12.0, 1e9]))
+def test_an_empty_mask_is_unusual_unless_most_are_empty():
+    np.testing.assert_array_equal(cohort_typicality(np.array([[1.0], [1.0], [NAN]])), [1, 1, 0])
+    np.testing.assert_array_equal(cohort_typicality(np.array([[1.0], [NAN], [NAN]])), [1, NAN, NAN])
+    assert np.isnan(cohort_typicality(np.full((3, 2), NAN))).all()
+
+
+def test_cohort_typicality_of_equal_and_of_absurd_values():
+    np.testing.assert_array_equal(cohort_typicality(np.full((4, 1), 50.0)), np.ones(4))
+    extreme = cohort_typicality(np.array([[9.0], [10.0], [11.0], [12.0], [1e9]]))
     assert 0 <= extreme[-1] < 1e-6
 
 
-@pytest.mark.parametrize("n_labels", [1, MIN_LABELS_FOR_FUSION - 1])
-def test_few_labels_get_equal_weights(rng, n_labels):
-    features = {name: rng.random(n_labels) for name in "abc"}
-
-    fusion = fuse_features(features)
-
-    assert fusion.weights == pytest.approx({"a": 1 / 3, "b": 1 / 3, "c": 1 / 3})
-    assert np.isnan(list(fusion.correlations.values())).all()
-    np.testing.assert_allclose(fusion.scores, np.mean(list(features.values()), 0))
-
-
-def test_two_features_cannot_tell_which_is_wrong_and_get_equal_weights(rng):
-    fusion = fuse_features({"a": rng.random(20), "b": rng.random(20)})
-
-    assert fusion.weights == pytest.approx({"a": 0.5, "b": 0.5})
-
-
-def test_a_feature_against_the_others_gets_no_weight():
-    rising = np.linspace(0.1, 0.9, 10)
-
-    fusion = fuse_features({"a": rising, "b": rising**2, "against": 1 - rising})
-
-    # Mean ranks: a against (b + against), which is constant, and so b; "against" against (a + b) is -1. Nothing is
-    # left: equal weights.
-    assert fusion.weights == pytest.approx({"a": 1 / 3, "b": 1 / 3, "against": 1 / 3})
-    fusion = fuse_features({"a": rising, "b": rising**2, "c": np.sqrt(rising), "against": 1 - rising})
-    # Now the others of a, b and c rise: each has rho 1, "against" has -1.
-    assert fusion.weights == pytest.approx({"a": 1 / 3, "b": 1 / 3, "c": 1 / 3, "against": 0})
-    assert fusion.correlations["against"] == pytest.approx(-1)
-    np.testing.assert_allclose(fusion.scores, (rising + rising**2 + np.sqrt(rising)) / 3)
+@pytest.mark.parametrize(
+    ("spacing_mm", "shape_hw", "expected"),
+    [
+        ((1.0, 1.0, 1.0), (512, 512), 2.0),
+        ((0.7, 0.7, 2.0), (512, 512), 1.0),
+        ((0.7, 0.7, 2.0), (256, 200), 2 / 1.4),
+        ((0.9, 0.9, 1.0), (64, 64), 2.0),
+    ],
+    ids=[
+        "no spacing is told: two pixels",
+        "2 mm are less than a pixel of 2.8 mm",
+        "2 mm of 1.4 mm pixels",
+        "2 mm are 4.4 pixels",
+    ],
+)
+def test_the_tolerance_is_2_mm_within_what_the_frame_shows(spacing_mm, shape_hw, expected):
+    assert surface_tolerance_px(spacing_mm, shape_hw, 128) == pytest.approx(expected)
 
 
-def test_an_undefined_value_is_left_out_of_its_labels_mean():
-    fusion = fuse_features({"a": np.array([0.2, NAN, NAN]), "b": np.array([0.6, 0.4, NAN])})
+def test_vote_dice_by_hand():
+    a, b = square(1, 4), square(2, 5)
 
-    np.testing.assert_allclose(fusion.scores, [0.4, 0.4, NAN])
-
-
-def test_a_label_with_nothing_but_a_feature_without_weight_has_no_score():
-    rising = np.linspace(0.1, 0.9, 10)
-    features = {"a": rising, "b": rising**2, "c": np.sqrt(rising), "against": 1 - rising}
-
-    fusion = fuse_features(
-        {name: np.append(values, NAN if name != "against" else 0.7) for name, values in features.items()}
-    )
-
-    assert fusion.weights["against"] == 0
-    assert np.isnan(fusion.scores[-1])
-    assert np.isfinite(fusion.scores[:-1]).all()
+    # a has 0.6 of the votes, so the vote is a: Dice with b 2/3. With 0.4 the vote is b.
+    assert vote_dice(b, np.stack([a, b]), np.array([0.9, 0.6])) == pytest.approx(2 / 3)
+    assert vote_dice(b, np.stack([a, b]), np.array([0.4, 0.6])) == 1.0
+    assert vote_dice(EMPTY, np.stack([a, a]), np.array([0.4, 0.6])) == 0.0
+    assert np.isnan(vote_dice(a, np.stack([a, b]), np.zeros(2)))
 
 
-def test_a_feature_that_is_nowhere_defined_is_no_feature(rng):
-    defined = {name: rng.random(12) for name in "abc"}
+def test_an_outline_on_an_edge_has_more_contrast_than_one_beside_it():
+    frames = np.zeros((1, 32, 32))
+    frames[0, 8:24, 8:24] = 1
+    on_edge, inside = np.zeros((2, 1, 32, 32), bool)
+    on_edge[0, 8:24, 8:24] = True
+    inside[0, 12:20, 12:20] = True
 
-    with_nothing = fuse_features({**defined, "nothing": np.full(12, NAN)})
-
-    assert with_nothing.weights == fuse_features(defined).weights
-    np.testing.assert_array_equal(with_nothing.scores, fuse_features(defined).scores)
-
-
-def test_without_any_feature_no_label_has_a_score():
-    fusion = fuse_features({"a": np.full(9, NAN), "b": np.full(9, NAN)})
-
-    assert np.isnan(fusion.scores).all()
-    assert fusion.scores.shape == (9,)
-    assert fusion.weights == {}
+    # The edge is blurred over a few pixels; the smaller square has the edge 4 px away, in its outer band.
+    assert edge_contrast(on_edge, frames) > 0.8
+    assert edge_contrast(inside, frames) < 0.2
+    assert np.isnan(edge_contrast(on_edge, np.zeros_like(frames)))
+    assert np.isnan(edge_contrast(EMPTY, np.ones(EMPTY.shape)))
 
 
-@pytest.mark.filterwarnings("error")
-def test_labels_without_any_value_do_not_disturb_the_others(rng):
-    features = {name: rng.random(12) for name in "abc"}
-    for values in features.values():
-        values[4] = NAN
+def test_neighbour_dice_by_hand():
+    a, b = square(1, 4), square(2, 5)
 
-    fusion = fuse_features(features)
-
-    rest = np.arange(12) != 4
-    assert np.isnan(fusion.scores[4])
-    np.testing.assert_allclose(
-        fusion.scores[rest], fuse_features({name: values[rest] for name, values in features.items()}).scores
-    )
+    assert neighbour_dice(np.concatenate([EMPTY, a, b, b, EMPTY])) == pytest.approx((2 / 3 + 1) / 2)
+    assert neighbour_dice(np.concatenate([a, EMPTY, a])) == 0.0
+    assert np.isnan(neighbour_dice(np.concatenate([EMPTY, a])))
+    assert np.isnan(neighbour_dice(EMPTY))
 
 
-@pytest.mark.parametrize("useless", ["random", "constant", "random and half of it undefined"])
-def test_a_useless_feature_costs_little_rank_correlation_with_the_truth(useless):
-    for seed in range(20):
-        rng = np.random.default_rng(seed)
-        truth = rng.beta(8, 2, 120)
-        features = {name: np.clip(truth + rng.normal(0, 0.1, 120), 0, 1) for name in "abc"}
-        extra = np.full(120, 0.5) if useless == "constant" else rng.random(120)
-        if "undefined" in useless:
-            extra[rng.random(120) < 0.5] = NAN
-
-        without = spearmanr(fuse_features(features).scores, truth).statistic
-        fusion = fuse_features({**features, "useless": extra})
-
-        assert spearmanr(fusion.scores, truth).statistic > without - 0.05
-        assert fusion.weights["useless"] < min(fusion.weights[name] for name in "abc") / 3
+def test_outline_ratio_by_hand():
+    # A square of 3 x 3 has 8 outline pixels, a pixel itself one.
+    assert outline_ratio(square(1, 4)) == pytest.approx(8 / 3)
+    assert outline_ratio(np.concatenate([square(1, 4), EMPTY, pixel(5, 5)])) == pytest.approx((8 / 3 + 1) / 2)
+    assert np.isnan(outline_ratio(EMPTY))
 
 
-def test_fused_scores_and_weights_are_shares_and_nothing_is_changed(rng):
-    features = {name: np.where(rng.random(50) < 0.2, NAN, rng.random(50)) for name in "abcd"}
-    before = {name: values.copy() for name, values in features.items()}
+@pytest.mark.parametrize(
+    ("peers", "prompts", "edges", "expected"),
+    [
+        ([0.7, 0.7, 0.9], [0.7, 0.7, 0.7], [0.6, 0.6, 0.6], ("peer_dice", "prompt_agreement")),
+        ([0.7, 0.7, 0.9], [0.9, 0.9, NAN], [0.6, 0.6, 0.6], ()),
+        ([0.9, 0.9, 0.9], [0.9, 0.9, NAN], [0.4, 0.4, 0.4], ()),
+        ([0.7, 0.7, NAN], [NAN, NAN, NAN], [0.6, 0.6, 0.6], ("peer_dice",)),
+        ([NAN, NAN, NAN], [NAN, NAN, NAN], [NAN, NAN, NAN], ()),
+    ],
+    ids=["two of three", "one of three", "the image alone", "one of two", "nobody knows anything"],
+)
+def test_a_structure_is_doubtful_where_half_of_the_witnesses_stand_against_it(peers, prompts, edges, expected):
+    features = {"peer_dice": peers, "prompt_agreement": prompts, "edge_contrast": edges, "stability": [0.1] * 3}
 
-    fusion = fuse_features(features)
-
-    defined = fusion.scores[np.isfinite(fusion.scores)]
-    assert defined.min() >= 0
-    assert defined.max() <= 1
-    assert sum(fusion.weights.values()) == pytest.approx(1)
-    for name in features:
-        np.testing.assert_array_equal(features[name], before[name])
+    assert structure_doubts({name: np.array(values) for name, values in features.items()}) == expected
 
 
 def test_label_features_are_those_of_their_functions():

@@ -8,8 +8,9 @@ import torch
 
 from samcorrect.lib.errors import UnknownImageError, UnknownLabelError
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
-from samcorrect.lib.loop.correction import correct_image, correct_store, flag_ceiling, flag_labels, trusted_only
+from samcorrect.lib.loop.correction import correct_image, correct_store, flag_ceiling, flag_labels
 from samcorrect.lib.loop.scoring import score_cohort
+from samcorrect.lib.loop.students import trusted_only
 
 
 @pytest.mark.slow
@@ -84,7 +85,7 @@ def test_pixels_around_a_flagged_structure_do_not_teach(labelled):
     scores = replace(score_cohort(workspace, cohort, seed=0), peer_probs=agreeing)
     flagged = np.zeros((10, 2), bool)
     flagged[1, 0] = flagged[2, :] = True
-    sampling, weights = trusted_only(cohort, scores, flagged)
+    sampling, weights = trusted_only(cohort, scores.peer_probs, flagged)
     assert sampling[:4].tolist() == [1, 0.5, 0, 1]
     assert not weights[1][cohort.targets[1] == 1].any()
     # The other structure lies beyond the margin, for the most part.

@@ -73,6 +73,20 @@ def test_approved_labels_have_the_posterior_1(labelled, phantoms):
     assert ((scores.posterior >= 0) & (scores.posterior <= 1)).all()
 
 
+def test_a_structure_that_students_contradict_as_a_whole_is_doubtful_and_every_label_says_so(labelled):
+    # Students of one step agree with no label.
+    workspace = labelled(shares_trainings=False, student_steps=1)
+
+    told = score_store(workspace)
+
+    names = list(workspace.require_protocol().names)
+    assert told["doubtful_structures"] == names
+    for image_id, label in best_labels(workspace).items():
+        for name, index in zip(names, workspace.require_protocol().indices, strict=True):
+            (reason,) = [r for r in workspace.store.ledger.quality(label.id)[index].reasons if "all labels" in r]
+            assert reason.startswith(f"{name}, all labels: students trained on other images"), image_id
+
+
 def test_a_reason_names_the_structure_the_value_and_the_usual_one():
     told = explain({"peer_dice": 0.5, "stability": 0.9}, {"peer_dice": 0.9, "stability": 0.92}, structure="heart")
     assert len(told) == 1

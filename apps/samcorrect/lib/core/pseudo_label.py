@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from samcorrect.lib.core.correction import judge_mask
 from samcorrect.lib.core.quality import MAD_TO_SD
 
 # A mask whose log area or centre lies further than this from the cohort (in robust deviations) is of another object.
@@ -70,6 +71,21 @@ def choose_candidate(confidences: np.ndarray, shapes: np.ndarray, cohort: Cohort
         else:
             penalised = -furthest
     return int(np.argmax(penalised))
+
+
+def choose_by_peer(masks: np.ndarray, peer: np.ndarray) -> int:
+    """The candidate to take once students know the structure: the one that agrees best with their mask.
+
+    SAM's confidence has no say here, so that the choice is evidence of its own.
+
+    Args:
+        masks: (K, D, side, side) bool.
+        peer: (D, side, side) bool, from a student that never saw the image.
+
+    Returns:
+        Index in [0, K); the first of equals.
+    """
+    return int(np.argmax([judge_mask(mask, peer) for mask in masks]))
 
 
 def merge_structures(soft: np.ndarray, indices: tuple[int, ...]) -> np.ndarray:

@@ -1,34 +1,56 @@
-"""How good is a label, without ground truth: features of one label, each in [0, 1] with 1 the best, and their fusion.
+"""How good is a label, without ground truth: features of one label, each in [0, 1] with 1 the best.
 
 Masks are (D, side, side) in the student's frame unless said otherwise. "Peer" is a student that never saw the label's
-image.
+image. `core.fusion` makes one score of them.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
-from scipy.ndimage import binary_dilation, distance_transform_edt
-from scipy.stats import rankdata, spearmanr
+from scipy.ndimage import binary_dilation, distance_transform_edt, gaussian_gradient_magnitude
 
 from samcorrect.lib.core.metrics import dice
 
+# The tolerance of surface Dice: the field's usual one where the spacing is known, within what the frame can show.
+SURFACE_TOLERANCE_MM = 2.0
 SURFACE_TOLERANCE_PX = 2.0
+MIN_SURFACE_TOLERANCE_PX = 1.0
 BAND_PX = 3
 # cleanlab's default temperature for the softmin of pixel scores (segmentation/rank.py).
 SOFTMIN_TEMPERATURE = 0.1
-FEATURES = (
-    "peer_surface_dice",
-    "peer_dice",
-    "band_softmin",
-    "prompt_agreement",
-    "stability",
-    "predicted_iou",
-    "cohort_area",
-)
-MIN_LABELS_FOR_FUSION = 8
+# Where each feature that is fused takes its evidence from; features of one source err together.
+EVIDENCE = {
+    "peer": ("peer_dice",),
+    "choice": ("choice_surface_dice", "choice_dice"),
+    "prompt": ("vote_dice", "prompt_agreement", "stability", "predicted_iou"),
+    "cohort": ("cohort_area", "cohort_position", "cohort_shape"),
+    "image": ("edge_contrast", "neighbour_dice"),
+}
+# The same peers look at outlines too: that tells a person where, but the score no more than their Dice does.
+FEATURES = (*(name for names in EVIDENCE.values() for name in names), "peer_surface_dice", "band_softmin")
+# A structure whose labels lie below these in the median is contradicted by students, by SAM's other prompts, or by the
+# image: 0.8 is where a label counts as bad, 0.5 is the contrast of an outline drawn anywhere.
+WITNESSES = {"peer_dice": 0.8, "prompt_agreement": 0.8, "edge_contrast": 0.5}
 # The scale of robust deviations: 1.4826 x MAD is the standard deviation of normal data.
 MAD_TO_SD = 1.4826
+
+
+def surface_tolerance_px(spacing_mm: Sequence[float], shape_hw: tuple[int, int], side_px: int) -> float:
+    """The tolerance of surface Dice in pixels of the frame.
+
+    Args:
+        spacing_mm: Of the image's first two axes; all 1 where a file says nothing of it, as PNG.
+        shape_hw: The slice.
+        side_px: Of the frame.
+
+    Returns:
+        2 mm, but at least one pixel and at most two, which is also what an unknown spacing gets.
+    """
+    if all(s == 1.0 for s in spacing_mm):
+        return SURFACE_TOLERANCE_PX
+    pixel_mm = float(np.mean(spacing_mm[:2])) * max(shape_hw) / side_px
+    return float(np.clip(SURFACE_TOLERANCE_MM / pixel_mm, MIN_SURFACE_TOLERANCE_PX, SURFACE_TOLERANCE_PX))
 
 
 def peer_surface_dice(mask: np.ndarray, peer: np.ndarray, *, tolerance_px: float = SURFACE_TOLERANCE_PX) -> float:
@@ -93,19 +115,98 @@ def prompt_agreement(masks: np.ndarray) -> float:
     return float((2 * overlaps[upper] / np.maximum(totals, 1)).mean())
 
 
-def cohort_typicality(values: np.ndarray) -> np.ndarray:
-    """How ordinary each value is among its cohort.
+def vote_dice(mask: np.ndarray, candidates: np.ndarray, confidences: np.ndarray) -> float:
+    """Dice of a label with what most of SAM's prompts say, each prompt counted by its confidence.
 
     Args:
-        values: (N,) positive, for example areas; nan or 0 is not defined.
+        mask: (D, side, side) bool.
+        candidates: (K, D, side, side) bool masks of K prompts.
+        confidences: (K,) at least 0.
 
     Returns:
-        (N,) in [0, 1]: exp(-z^2 / 2) of the robust z of the logarithm; 1 at the median, nan where not defined.
+        In [0, 1]; nan where no candidate has a confidence.
     """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.where(values > 0, np.log(values), np.nan)
-    z = robust_z(logs)
-    return np.exp(-0.5 * np.clip(z, -6, 6) ** 2)
+    total = float(confidences.sum())
+    if total <= 0:
+        return float("nan")
+    return dice(mask, np.tensordot(confidences / total, candidates.astype(np.float32), 1) > 0.5)
+
+
+def edge_contrast(mask: np.ndarray, frames: np.ndarray) -> float:
+    """Whether the outline lies on edges of the image: the gradient on it against that beside it.
+
+    Args:
+        mask: (D, side, side) bool.
+        frames: (D, side, side) intensities.
+
+    Returns:
+        g / (g + h), g the mean gradient magnitude within one pixel of the outline, h that from there to BAND_PX + 1
+        pixels: 0.5 where the outline means nothing to the image; nan where the mask is empty or the image is flat.
+    """
+    outline = _outline(mask)
+    if not outline.any():
+        return float("nan")
+    plane = np.ones((1, 3, 3), bool)
+    near = binary_dilation(outline, structure=plane)
+    beside = binary_dilation(near, structure=plane, iterations=BAND_PX) & ~near
+    gradient = np.stack([gaussian_gradient_magnitude(frame.astype(np.float32), 1.0) for frame in frames])
+    on_it, off_it = float(gradient[near].mean()), float(gradient[beside].mean()) if beside.any() else 0.0
+    return on_it / (on_it + off_it) if on_it + off_it > 0 else float("nan")
+
+
+def neighbour_dice(mask: np.ndarray) -> float:
+    """Mean Dice of neighbouring slices between the first and the last that the mask touches.
+
+    Returns:
+        In [0, 1]; nan where it touches fewer than two slices, as in 2D.
+    """
+    filled = np.flatnonzero(mask.any((1, 2)))
+    if len(filled) < 2:
+        return float("nan")
+    slices = mask[filled[0] : filled[-1] + 1]
+    return float(np.mean([np.nan_to_num(dice(a, b)) for a, b in pairwise(slices)]))
+
+
+def outline_ratio(mask: np.ndarray) -> float:
+    """Pixels of the outline over the square root of the area, slice by slice: how ragged or long a mask is; nan where
+    it is empty.
+    """
+    areas = mask.sum((1, 2))
+    filled = areas > 0
+    return float((_outline(mask).sum((1, 2))[filled] / np.sqrt(areas[filled])).mean()) if filled.any() else float("nan")
+
+
+def cohort_typicality(forms: np.ndarray) -> np.ndarray:
+    """How ordinary each label's form is among its cohort.
+
+    Args:
+        forms: (N, m) of m measures of a form, such as the log area; nan where the mask is empty.
+
+    Returns:
+        (N,) in [0, 1]: exp(-z^2 / 2), z^2 the mean square of the robust z of the measures; 1 at the median. An empty
+        mask gets 0, or nan where most are empty.
+    """
+    if not np.isfinite(forms).any():
+        return np.full(len(forms), np.nan)
+    z = np.stack([robust_z(column) for column in forms.T], 1)
+    typicality = np.exp(-0.5 * np.mean(np.clip(z, -6, 6) ** 2, axis=1))
+    is_empty = ~np.isfinite(typicality)
+    return np.where(is_empty, 0.0 if is_empty.mean() < 0.5 else np.nan, typicality)
+
+
+def structure_doubts(features: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    """Why the labels of a structure are doubtful as a whole: a bias that all of them share shows in no ranking.
+
+    Args:
+        features: Name to (N,) values of all labels of the structure.
+
+    Returns:
+        The WITNESSES whose median over the labels is too low, if they are at least half of those that are defined;
+        otherwise none.
+    """
+    medians = {n: np.median(v[np.isfinite(v)]) for n, v in features.items() if n in WITNESSES and np.isfinite(v).any()}
+    against = tuple(name for name, median in medians.items() if median < WITNESSES[name])
+    return against if against and 2 * len(against) >= len(medians) else ()
 
 
 def robust_z(values: np.ndarray) -> np.ndarray:
@@ -117,66 +218,12 @@ def robust_z(values: np.ndarray) -> np.ndarray:
     return (values - center) / spread if spread > 0 else np.where(np.isfinite(values), 0.0, np.nan)
 
 
-@dataclass(frozen=True)
-class Fusion:
-    """Fused scores and the weight each feature had in them.
-
-    Attributes:
-        scores: (N,) in [0, 1]; nan where no feature with a weight above 0 is defined.
-        weights: Feature to weight; they sum to 1.
-        correlations: Feature to its rank correlation with the mean of the others.
-    """
-
-    scores: np.ndarray
-    weights: dict[str, float]
-    correlations: dict[str, float]
-
-
-def fuse_features(features: Mapping[str, np.ndarray]) -> Fusion:
-    """Fuse features into one score without ground truth.
-
-    A feature weighs as much as its ranks agree with the mean rank of the others (never below 0), so that one useless
-    feature does no harm. The score is the weighted mean of the features themselves, not of ranks: a cohort of good
-    labels scores high as a whole.
-
-    Args:
-        features: Name to (N,) values in [0, 1], 1 the best, nan where not defined.
-
-    Returns:
-        The fusion; equal weights below eight labels, where correlations mean nothing.
-    """
-    names = [name for name in features if np.isfinite(features[name]).any()]
-    n_labels = len(next(iter(features.values())))
-    if not names:
-        return Fusion(np.full(n_labels, np.nan), {}, {})
-    values = np.stack([features[name] for name in names])
-    correlations = dict.fromkeys(names, float("nan"))
-    weights = np.ones(len(names))
-    if n_labels >= MIN_LABELS_FOR_FUSION and len(names) > 2:
-        ranks = np.stack([_rank_share(row) for row in values])
-        for number, name in enumerate(names):
-            correlations[name] = _spearman(ranks[number], _mean_of_defined(np.delete(ranks, number, axis=0)))
-        weights = (
-            np.array([max(0.0, correlations[name]) if np.isfinite(correlations[name]) else 0.0 for name in names]) ** 2
-        )
-        if weights.sum() == 0:
-            weights = np.ones(len(names))
-    defined = np.isfinite(values)
-    share = defined * weights[:, None]
-    totals = share.sum(0)
-    with np.errstate(invalid="ignore"):
-        scores = np.where(
-            totals > 0,
-            np.nansum(np.where(defined, values, 0) * share, axis=0) / np.where(totals > 0, totals, 1),
-            np.nan,
-        )
-    return Fusion(scores, dict(zip(names, (weights / weights.sum()).tolist(), strict=True)), correlations)
-
-
-def label_features(mask: np.ndarray, peer_prob: np.ndarray, peer_mask: np.ndarray) -> dict[str, float]:
+def label_features(
+    mask: np.ndarray, peer_prob: np.ndarray, peer_mask: np.ndarray, *, tolerance_px: float = SURFACE_TOLERANCE_PX
+) -> dict[str, float]:
     """The features that compare one label with its peer; see the functions for each."""
     return {
-        "peer_surface_dice": peer_surface_dice(mask, peer_mask),
+        "peer_surface_dice": peer_surface_dice(mask, peer_mask, tolerance_px=tolerance_px),
         "peer_dice": dice(mask, peer_mask),
         "band_softmin": band_softmin(mask, peer_prob),
     }
@@ -186,23 +233,3 @@ def _outline(mask: np.ndarray) -> np.ndarray:
     padded = np.pad(mask, ((0, 0), (1, 1), (1, 1)))
     inside = padded[:, :-2, 1:-1] & padded[:, 2:, 1:-1] & padded[:, 1:-1, :-2] & padded[:, 1:-1, 2:]
     return mask & ~inside
-
-
-def _rank_share(values: np.ndarray) -> np.ndarray:
-    ranks = np.full(values.shape, np.nan)
-    defined = np.isfinite(values)
-    ranks[defined] = rankdata(values[defined]) / max(1, defined.sum())
-    return ranks
-
-
-def _mean_of_defined(rows: np.ndarray) -> np.ndarray:
-    """Column means of the defined values; nan, without numpy's warning, where a column has none."""
-    counts = np.isfinite(rows).sum(0)
-    return np.where(counts > 0, np.nansum(rows, axis=0) / np.maximum(counts, 1), np.nan)
-
-
-def _spearman(one: np.ndarray, other: np.ndarray) -> float:
-    both = np.isfinite(one) & np.isfinite(other)
-    if both.sum() < 3 or np.ptp(one[both]) == 0 or np.ptp(other[both]) == 0:
-        return float("nan")
-    return float(spearmanr(one[both], other[both]).statistic)

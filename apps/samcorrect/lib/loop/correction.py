@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.ndimage import binary_dilation
 from torch import nn
 
 from samcorrect.lib.core.boxes import box_of_mask
@@ -25,7 +24,7 @@ from samcorrect.lib.errors import UnknownLabelError
 from samcorrect.lib.loop.candidates import find_candidates
 from samcorrect.lib.loop.cohort import Cohort, best_labels, load_cohort
 from samcorrect.lib.loop.scoring import Scores, score_cohort, score_store, write_scores
-from samcorrect.lib.loop.students import SEED_STRIDE, Trained, predict_cohort, train_on
+from samcorrect.lib.loop.students import SEED_STRIDE, Trained, predict_cohort, train_on, trusted_only
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
 from samcorrect.lib.networks.student import predict_frames
 from samcorrect.lib.store.schema import TAG_CORRECTED
@@ -37,8 +36,6 @@ N_CORRECTORS = 2
 UNTRUSTED_SHARE = 0.5
 # Peers that agree less than this with the labels that are trusted have not learnt a structure and may not judge it.
 MIN_JUDGE_DICE = 0.5
-# Around a label that is not trusted this many pixels of the frame are ignored in training.
-IGNORED_MARGIN_PX = 4
 
 
 @dataclass(frozen=True)
@@ -162,7 +159,7 @@ def correct_cohort(
     judged = flagged & _has_judge(scores, untrusted)
     if not judged.any():
         return {}
-    sampling, weights = trusted_only(cohort, scores, untrusted)
+    sampling, weights = trusted_only(cohort, scores.peer_probs, untrusted)
     if (sampling > 0).sum() < 2:
         return {}
     correctors = [
@@ -200,29 +197,6 @@ def _has_judge(scores: Scores, untrusted: np.ndarray) -> np.ndarray:
     """(K,) bool: the out-of-fold peers know the structure well enough to judge corrections of it."""
     agreements = [of_structure["peer_dice"][~untrusted[:, k]] for k, of_structure in enumerate(scores.features)]
     return np.array([bool(np.isfinite(a).any()) and np.nanmedian(a) >= MIN_JUDGE_DICE for a in agreements])
-
-
-def trusted_only(cohort: Cohort, scores: Scores, flagged: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
-    """Sampling and pixel weights that let only unflagged structures teach.
-
-    An image is drawn by the share of its structures that are trusted. Around a flagged structure (its label and its
-    peer's mask, with a margin) pixels weigh 0: what is uncertain is ignored, not guessed.
-
-    Returns:
-        (n,) sampling and (N, side, side) weights.
-    """
-    sampling = 1.0 - flagged.mean(1)
-    weights = torch.ones_like(cohort.frames)
-    peer = scores.peer_probs.argmax(1) if scores.peer_probs is not None else None
-    for number in np.flatnonzero(flagged.any(1) & (sampling > 0)):
-        span = cohort.spans[number]
-        for k in np.flatnonzero(flagged[number]):
-            doubtful = cohort.mask(number, k + 1)
-            if peer is not None:
-                doubtful = doubtful | (peer[span] == k + 1).numpy()
-            wide = binary_dilation(doubtful, structure=np.ones((1, 3, 3), bool), iterations=IGNORED_MARGIN_PX)
-            weights[span][torch.from_numpy(wide)] = 0
-    return sampling, weights
 
 
 def save_correction(

@@ -53,8 +53,16 @@ def pseudo_label_image(workspace: Workspace, volume: Volume, image_name: str) ->
         ProtocolError: There is no prompt for this image.
     """
     candidates = find_candidates(workspace, volume, image_name)
-    chosen = _choose(workspace, candidates, _load_cohort(workspace))
+    chosen = choose_candidates(workspace, candidates)
     return _assemble(workspace, volume, candidates, chosen)
+
+
+def choose_candidates(workspace: Workspace, candidates: list[Candidates]) -> list[int]:
+    """The candidate of each structure that the preset takes, with what is known of the cohort but no student."""
+    if workspace.settings.preset == "huang2023":
+        return [0] * len(candidates)
+    known = _load_cohort(workspace) or [None] * len(candidates)
+    return [choose_candidate(c.confidence, mask_shapes(c.masks), k) for c, k in zip(candidates, known, strict=True)]
 
 
 def pseudo_label_store(
@@ -142,13 +150,6 @@ def _try_candidates(workspace: Workspace, row: ImageRow) -> list[Candidates] | N
         workspace.store.ledger.quarantine(row.id, str(error))
         logger.warning("image %s is quarantined: %s", log_name(row.id), type(error).__name__)
         return None
-
-
-def _choose(workspace: Workspace, candidates: list[Candidates], cohort: list[CohortShape | None] | None) -> list[int]:
-    if workspace.settings.preset == "huang2023":
-        return [0] * len(candidates)
-    known = cohort or [None] * len(candidates)
-    return [choose_candidate(c.confidence, mask_shapes(c.masks), k) for c, k in zip(candidates, known, strict=True)]
 
 
 def _assemble(workspace: Workspace, volume: Volume, candidates: list[Candidates], chosen: list[int]) -> PseudoLabel:

@@ -20,11 +20,11 @@ from samcorrect.lib.loop.correction import (
     flag_ceiling,
     flag_labels,
     save_correction,
-    trusted_only,
 )
 from samcorrect.lib.loop.pseudo_label import pseudo_label_store
 from samcorrect.lib.loop.retraining import retrain
 from samcorrect.lib.loop.scoring import Scores, score_cohort, write_scores
+from samcorrect.lib.loop.students import trusted_only
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
 from samcorrect.lib.store.schema import TAG_CORRECTED, TAG_FINAL, TAG_ORIGINAL, LabelVersionRow, RunRow
 from samcorrect.lib.transforms.frame import labels_to_frame
@@ -180,7 +180,7 @@ def _retrain_round(
         posterior = np.where(flagged, np.nan_to_num(scores.posterior), 1.0)
         for image_number, correction in corrections.items():
             posterior[image_number] = np.where(flagged[image_number], correction.score_after, 1.0)
-        _, weights = trusted_only(cohort, scores, flagged & (posterior < 0.5))
+        _, weights = trusted_only(cohort, scores.peer_probs, flagged & (posterior < 0.5))
     # Every round, and every arm of a comparison, trains its student from the same seed.
     seed = workspace.settings.seed
     return retrain(

@@ -8,13 +8,30 @@ from typing import Any
 import numpy as np
 import torch
 
-from samcorrect.lib.core.calibration import ExpectedDice, prior_expected_dice
+from samcorrect.lib.core.calibration import ExpectedDice, expect_dice
+from samcorrect.lib.core.fusion import fuse_features
 from samcorrect.lib.core.losses import cross_entropy_map
-from samcorrect.lib.core.metrics import rounded
-from samcorrect.lib.core.quality import FEATURES, cohort_typicality, fuse_features, label_features
+from samcorrect.lib.core.metrics import dice, rounded
+from samcorrect.lib.core.pseudo_label import mask_shapes
+from samcorrect.lib.core.quality import (
+    EVIDENCE,
+    FEATURES,
+    cohort_typicality,
+    edge_contrast,
+    label_features,
+    neighbour_dice,
+    outline_ratio,
+    peer_surface_dice,
+    structure_doubts,
+    surface_tolerance_px,
+    vote_dice,
+)
 from samcorrect.lib.core.reweighting import huang_weights, posterior_good
+from samcorrect.lib.loop.approvals import approved_pairs
 from samcorrect.lib.loop.cohort import Cohort, best_labels, load_cohort
-from samcorrect.lib.loop.students import Trained, out_of_fold_probs, train_on
+from samcorrect.lib.loop.frame_candidates import CohortCandidates, FrameCandidates, read_candidates
+from samcorrect.lib.loop.peers import Peers, learn_peers
+from samcorrect.lib.loop.students import Trained, train_on
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
 from samcorrect.lib.networks.student import predict_frames
 from samcorrect.lib.store.schema import QualityRow
@@ -24,16 +41,31 @@ STAGE_SCORE = "scoring labels"
 MIN_IMAGES_FOR_PEERS = 8
 HUANG_DROPOUT = 0.2
 MAX_REASONS = 3
+# Of log area, both coordinates of the centre, and log outline ratio: what each cohort feature rests on.
+COHORT_PARTS = {"cohort_area": [0], "cohort_position": [1, 2], "cohort_shape": [3]}
 # A feature this far below the cohort's median (in its own units) is worth telling a person.
 REASON_GAP = 0.08
 REASONS = {
     "peer_surface_dice": "its outline differs from what students trained on other images predict",
     "peer_dice": "its area overlaps little with what students trained on other images predict",
     "band_softmin": "students trained on other images are sure of another outline at some places",
+    "choice_dice": "its area overlaps little with the prompt's mask that those students prefer",
+    "choice_surface_dice": "its outline differs from the prompt's mask that those students prefer",
     "prompt_agreement": "small changes of the prompt give very different masks",
     "stability": "SAM's mask depends on its threshold",
     "predicted_iou": "SAM itself is not sure of this mask",
+    "vote_dice": "most of SAM's prompts give another mask",
     "cohort_area": "its area is unusual for this structure",
+    "cohort_position": "it lies elsewhere than this structure usually does",
+    "cohort_shape": "its outline is more ragged, longer or smoother than this structure's usually is",
+    "edge_contrast": "its outline does not lie on edges of the image",
+    "neighbour_dice": "its slices do not continue each other",
+}
+
+DOUBTS = {
+    "peer_dice": "students trained on other images predict something else",
+    "prompt_agreement": "SAM's mask depends on the prompt",
+    "edge_contrast": "the outlines lie on no edges of the image",
 }
 
 
@@ -49,6 +81,8 @@ class Scores:
         features: Of each structure, name to (n,).
         peer_probs: (N, K + 1, side, side) out of fold, or None.
         trained: The preset's first student where it has one (huang2023).
+        chosen: (n, K) the candidate of SAM to take now, see `peers.Peers`; None without peers.
+        doubts: Of each structure, why its labels are doubtful as a whole, in words; "" where they are not.
     """
 
     structure_scores: np.ndarray
@@ -58,13 +92,16 @@ class Scores:
     features: list[dict[str, np.ndarray]]
     peer_probs: torch.Tensor | None
     trained: Trained | None = None
+    chosen: np.ndarray | None = None
+    doubts: tuple[str, ...] = ()
 
 
 def score_store(workspace: Workspace, *, progress: Progress = no_progress) -> dict[str, Any]:
     """Score the best label of every image and write the scores to the ledger.
 
     Returns:
-        `n_scored`, `mean_score` and `has_peers` (false below eight images, where only prompt features count).
+        `n_scored`, `mean_score`, `has_peers` (false below eight images, where no student can judge) and
+        `doubtful_structures`, the names of those whose labels are contradicted as a whole.
 
     Raises:
         LabelError: There are no labels.
@@ -76,6 +113,7 @@ def score_store(workspace: Workspace, *, progress: Progress = no_progress) -> di
         "n_scored": len(cohort),
         "mean_score": round(float(np.nanmean(scores.scores)), 4) if np.isfinite(scores.scores).any() else None,
         "has_peers": scores.peer_probs is not None,
+        "doubtful_structures": [n for n, told in zip(cohort.config.names, scores.doubts, strict=True) if told],
     }
 
 
@@ -83,39 +121,79 @@ def score_cohort(workspace: Workspace, cohort: Cohort, *, seed: int, progress: P
     """Score the labels of a cohort by the preset."""
     if workspace.settings.preset == "huang2023":
         return _score_by_loss(workspace, cohort, seed=seed, progress=progress)
-    peer_probs = None
+    candidates = read_candidates(workspace, cohort, progress=progress)
+    peers = None
     if len(cohort) >= MIN_IMAGES_FOR_PEERS:
-        peer_probs = out_of_fold_probs(workspace, cohort, seed=seed, progress=progress)
-    features = cohort_features(cohort, peer_probs, progress=progress)
-    fused = np.stack([fuse_features(f).scores for f in features], 1)
-    expected = [prior_expected_dice(fused[:, k], features[k]["peer_dice"]) for k in range(cohort.n_structures)]
-    return _finish(cohort, fused, expected, features, peer_probs)
+        peers = learn_peers(workspace, cohort, candidates, seed=seed, progress=progress)
+    probs = None if peers is None else peers.probs
+    features = cohort_features(cohort, candidates, peers, progress=progress)
+    fused = np.stack([_fuse(of, peers is not None and peers.is_judge[k]) for k, of in enumerate(features)], 1)
+    expected = [
+        expect_dice(fused[:, k], features[k]["peer_dice"], approved.scores, approved.dice)
+        for k, approved in enumerate(approved_pairs(workspace))
+    ]
+    return _finish(cohort, fused, expected, features, probs, chosen=None if peers is None else peers.chosen)
+
+
+def _fuse(features: dict[str, np.ndarray], has_judge: bool) -> np.ndarray:
+    """(n,) scores of a structure; the students are believed only where they know it, SAM's prompts always."""
+    anchors, scale = (("peer", "prompt"), "peer_dice") if has_judge else (("prompt",), "vote_dice")
+    return fuse_features(features, EVIDENCE, anchors=anchors, scale=scale).scores
 
 
 def cohort_features(
-    cohort: Cohort, peer_probs: torch.Tensor | None, *, progress: Progress = no_progress
+    cohort: Cohort,
+    candidates: CohortCandidates,
+    peers: Peers | None,
+    *,
+    progress: Progress = no_progress,
 ) -> list[dict[str, np.ndarray]]:
     """The features of every label: for each structure, name to (n,) values in [0, 1] or nan."""
-    n_images = len(cohort)
-    features = [{name: np.full(n_images, np.nan) for name in FEATURES} for _ in range(cohort.n_structures)]
-    peer_channels = peer_probs.argmax(1) if peer_probs is not None else None
-    for number in range(n_images):
-        span = cohort.spans[number]
-        told = cohort.labels[number].info.get("structures", {})
-        for k, name in enumerate(cohort.config.names):
+    shape = (len(cohort), cohort.n_structures)
+    columns = {name: np.full(shape, np.nan) for name in FEATURES}
+    forms = np.full((*shape, 4), np.nan)
+    for number, found in enumerate(candidates):
+        for k in range(cohort.n_structures):
             mask = cohort.mask(number, k + 1)
-            if peer_probs is not None and peer_channels is not None:
-                peer = (peer_channels[span] == k + 1).numpy()
-                for feature, value in label_features(mask, peer_probs[span, k + 1].numpy(), peer).items():
-                    features[k][feature][number] = value
-            for feature in ("prompt_agreement", "stability", "predicted_iou"):
-                value = told.get(name, {}).get(feature)
-                features[k][feature][number] = np.nan if value is None else value
-            features[k]["cohort_area"][number] = mask.sum()
-        progress(STAGE_SCORE, number + 1, n_images)
-    for of_structure in features:
-        of_structure["cohort_area"] = cohort_typicality(of_structure["cohort_area"])
-    return features
+            told = _features_alone(cohort, number, k, mask)
+            if peers is not None:
+                told |= _features_of_peers(cohort, number, k, mask, peers, found)
+            if found is not None:
+                told["vote_dice"] = vote_dice(mask, found[k].masks, found[k].confidence)
+            for name, value in told.items():
+                columns[name][number, k] = value
+            forms[number, k] = [*mask_shapes(mask), np.log(outline_ratio(mask))]
+        progress(STAGE_SCORE, number + 1, len(cohort))
+    for k in range(cohort.n_structures):
+        for name, parts in COHORT_PARTS.items():
+            columns[name][:, k] = cohort_typicality(forms[:, k, parts])
+    return [{name: values[:, k] for name, values in columns.items()} for k in range(cohort.n_structures)]
+
+
+def _features_alone(cohort: Cohort, number: int, k: int, mask: np.ndarray) -> dict[str, float]:
+    """What a label, its image and SAM's own words say of it."""
+    of_prompt = cohort.labels[number].info.get("structures", {}).get(cohort.config.names[k], {})
+    told = {name: of_prompt.get(name) for name in ("prompt_agreement", "stability", "predicted_iou")}
+    return {name: np.nan if value is None else value for name, value in told.items()} | {
+        "edge_contrast": edge_contrast(mask, cohort.frames[cohort.spans[number]].numpy()),
+        "neighbour_dice": neighbour_dice(mask),
+    }
+
+
+def _features_of_peers(
+    cohort: Cohort, number: int, k: int, mask: np.ndarray, peers: Peers, found: list[FrameCandidates] | None
+) -> dict[str, float]:
+    """What the students say of a label, and the candidate of SAM that is nearest to them."""
+    probs = peers.probs[cohort.spans[number]]
+    spacing_mm = np.linalg.norm(cohort.affines[number][:3, :3], axis=0)
+    tolerance_px = surface_tolerance_px(spacing_mm, cohort.shapes[number][:2], cohort.config.side_px)
+    peer = (probs.argmax(1) == k + 1).numpy()
+    told = label_features(mask, probs[:, k + 1].numpy(), peer, tolerance_px=tolerance_px)
+    if found is not None:
+        choice = found[k].masks[peers.nearest[number, k]]
+        told["choice_dice"] = dice(mask, choice)
+        told["choice_surface_dice"] = peer_surface_dice(mask, choice, tolerance_px=tolerance_px)
+    return told
 
 
 def write_scores(workspace: Workspace, cohort: Cohort, scores: Scores) -> None:
@@ -128,6 +206,8 @@ def write_scores(workspace: Workspace, cohort: Cohort, scores: Scores) -> None:
         rows, reasons = [], []
         for k, (name, index) in enumerate(zip(cohort.config.names, cohort.config.indices, strict=True)):
             told = explain({f: v[number] for f, v in scores.features[k].items()}, medians[k], structure=name)
+            if scores.doubts[k]:
+                told = [*told[: MAX_REASONS - 1], scores.doubts[k]]
             reasons += told
             rows.append(_quality_row(label.id, index, scores, number, k, told, now))
         worst = int(np.nanargmin(scores.structure_scores[number])) if np.isfinite(scores.scores[number]) else 0
@@ -178,12 +258,20 @@ def _finish(
     features: list[dict[str, np.ndarray]],
     peer_probs: torch.Tensor | None,
     trained: Trained | None = None,
+    chosen: np.ndarray | None = None,
 ) -> Scores:
     posterior = np.stack([posterior_good(fused[:, k]) for k in range(cohort.n_structures)], 1)
     posterior[cohort.is_approved] = 1.0
     with np.errstate(all="ignore"):
         scores = np.where(np.isnan(fused).all(1), np.nan, np.nanmin(np.where(np.isnan(fused), np.inf, fused), axis=1))
-    return Scores(fused, scores, posterior, expected, features, peer_probs, trained)
+    doubts = tuple(_doubt(name, of) for name, of in zip(cohort.config.names, features, strict=True))
+    return Scores(fused, scores, posterior, expected, features, peer_probs, trained, chosen, doubts)
+
+
+def _doubt(name: str, features: dict[str, np.ndarray]) -> str:
+    against = structure_doubts(features)
+    told = [f"{DOUBTS[feature]} ({np.nanmedian(features[feature]):.2f} in the median)" for feature in against]
+    return f"{name}, all labels: {' and '.join(told)}" if told else ""
 
 
 def _quality_row(
@@ -198,6 +286,7 @@ def _quality_row(
         expected_dice_low=rounded(expected.low[number]),
         expected_dice_high=rounded(expected.high[number]),
         posterior_good=rounded(scores.posterior[number, k]),
+        n_approved=expected.n_approved,
         features={name: rounded(values[number]) for name, values in scores.features[k].items()},
         reasons=reasons,
         created_at=now,

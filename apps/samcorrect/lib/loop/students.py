@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.ndimage import binary_dilation
 from torch import nn
 
 from samcorrect.lib.errors import WeightsError
@@ -28,6 +29,8 @@ MODELS_NAME = "models"
 SEED_STRIDE = 1000
 # With fewer subfolders than this they are no patients, but a way of keeping files.
 MIN_CASES = 8
+# Around a label that is not trusted this many pixels of the frame are ignored in training.
+IGNORED_MARGIN_PX = 4
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,9 @@ def out_of_fold_probs(
     cohort: Cohort,
     *,
     seed: int,
+    name: str = "out-of-fold student",
+    seed_offset: int = 0,
+    targets: torch.Tensor | None = None,
     sampling: np.ndarray | None = None,
     weights: torch.Tensor | None = None,
     progress: Progress = no_progress,
@@ -158,6 +164,15 @@ def out_of_fold_probs(
     """Probabilities for every slice from a student that never saw its case: two folds, each predicts the other.
 
     The images of one subfolder are one case (a patient), unless there are fewer than MIN_CASES such folders.
+
+    Args:
+        workspace: Settings and state folder.
+        cohort: Images and targets.
+        seed: Of the folds, and with `seed_offset` of the trainings.
+        name: Shown in the progress, with A or B.
+        seed_offset: Another training on the same folds takes another one.
+        targets, sampling, weights: As in `train_on`.
+        progress: Told about each step.
 
     Returns:
         (N, K + 1, side, side) float32.
@@ -169,12 +184,43 @@ def out_of_fold_probs(
             workspace,
             cohort,
             learnt,
-            name=f"out-of-fold student {'AB'[number]}",
-            seed=seed + number,
+            name=f"{name} {'AB'[number]}",
+            seed=seed + seed_offset + number,
             sampling=sampling,
             weights=weights,
+            targets=targets,
             progress=progress,
         )
         slices = cohort.subset(predicted)
         probs[slices] = predict_frames(trained.network, cohort.frames[slices])
     return probs
+
+
+def trusted_only(
+    cohort: Cohort, peer_probs: torch.Tensor | None, untrusted: np.ndarray
+) -> tuple[np.ndarray, torch.Tensor]:
+    """Sampling and pixel weights that let only trusted structures teach.
+
+    An image is drawn by the share of its structures that are trusted. Around an untrusted structure (its label and its
+    peer's mask, with a margin) pixels weigh 0: what is uncertain is ignored, not guessed.
+
+    Args:
+        cohort: Images and labels.
+        peer_probs: (N, K + 1, side, side) out of fold, or None.
+        untrusted: (n, K) bool.
+
+    Returns:
+        (n,) sampling and (N, side, side) weights.
+    """
+    sampling = 1.0 - untrusted.mean(1)
+    weights = torch.ones_like(cohort.frames)
+    peer = peer_probs.argmax(1) if peer_probs is not None else None
+    for number in np.flatnonzero(untrusted.any(1) & (sampling > 0)):
+        span = cohort.spans[number]
+        for k in np.flatnonzero(untrusted[number]):
+            doubtful = cohort.mask(number, k + 1)
+            if peer is not None:
+                doubtful = doubtful | (peer[span] == k + 1).numpy()
+            wide = binary_dilation(doubtful, structure=np.ones((1, 3, 3), bool), iterations=IGNORED_MARGIN_PX)
+            weights[span][torch.from_numpy(wide)] = 0
+    return sampling, weights

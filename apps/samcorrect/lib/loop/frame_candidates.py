@@ -1,0 +1,74 @@
+"""SAM's candidates of a cohort in the student's frame, where labels, students and candidates can be compared."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from samcorrect.lib.errors import ProtocolError
+from samcorrect.lib.loop.candidates import find_candidates
+from samcorrect.lib.loop.cohort import Cohort
+from samcorrect.lib.loop.pseudo_label import choose_candidates
+from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
+from samcorrect.lib.transforms.frame import to_frame
+
+STAGE_READ_CANDIDATES = "reading SAM candidates"
+
+
+@dataclass(frozen=True)
+class FrameCandidates:
+    """The candidates of one structure in one image.
+
+    Attributes:
+        bits: (K, D, side, side / 8) uint8, eight mask pixels a byte: a cohort's candidates are kept at once.
+        confidence: (K,) predicted IoU times stability.
+        first: The candidate that is taken before there are students.
+    """
+
+    bits: np.ndarray
+    confidence: np.ndarray
+    first: int
+
+    @property
+    def masks(self) -> np.ndarray:
+        """(K, D, side, side) bool."""
+        return np.unpackbits(self.bits, axis=-1).astype(bool)
+
+
+# Of each image the candidates of its structures; None where its label was not made from prompts.
+CohortCandidates = list[list[FrameCandidates] | None]
+
+
+def read_candidates(workspace: Workspace, cohort: Cohort, *, progress: Progress = no_progress) -> CohortCandidates:
+    """The candidates of all images, from the disk where they were made before.
+
+    An image whose prompt is no longer in the boxes file counts as one without.
+    """
+    found = []
+    for number in range(len(cohort)):
+        found.append(_of_image(workspace, cohort, number) if cohort.labels[number].prompts else None)
+        progress(STAGE_READ_CANDIDATES, number + 1, len(cohort))
+    return found
+
+
+def _of_image(workspace: Workspace, cohort: Cohort, number: int) -> list[FrameCandidates] | None:
+    row, side = cohort.images[number], cohort.config.side_px
+    volume = workspace.store.read_image(row.id)
+    try:
+        candidates = find_candidates(workspace, volume, row.path)
+    except ProtocolError:
+        return None
+    chosen = choose_candidates(workspace, candidates)
+    return [
+        FrameCandidates(np.packbits(shrink_masks(c.masks, side), axis=-1), c.confidence, first)
+        for c, first in zip(candidates, chosen, strict=True)
+    ]
+
+
+def shrink_masks(masks: np.ndarray, side_px: int) -> np.ndarray:
+    """(K, D, side, side) masks of SAM's frame in a frame of another side; both pad one share of their far ends."""
+    flat = masks.reshape(-1, *masks.shape[2:])
+    small = np.zeros((len(flat), side_px, side_px), bool)
+    filled = flat.any((1, 2))
+    if filled.any():
+        small[filled] = (to_frame(flat[filled].astype(np.float32).transpose(1, 2, 0), side_px) >= 0.5).numpy()
+    return small.reshape(*masks.shape[:2], side_px, side_px)

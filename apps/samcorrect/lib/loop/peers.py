@@ -1,0 +1,136 @@
+"""Peers: students that judge the labels of images they never saw, taught by the best labels there are.
+
+The first pair learns the labels (where SAM made one, SAM's chosen candidate). What then agrees best with it, a label or
+another candidate, teaches the second pair, and of that only the better half of each fold: a student of the better half
+knows the truth better than one of all labels. Where students know a structure less well than SAM's prompts agree on it
+(few images, objects that look different in each), they do not choose. No student ever learns from an image that it
+judges; which images of the other fold teach the second pair does depend on the first, which learnt the judged one.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from samcorrect.lib.core.correction import judge_mask
+from samcorrect.lib.core.metrics import dice
+from samcorrect.lib.core.pseudo_label import choose_by_peer
+from samcorrect.lib.core.quality import prompt_agreement
+from samcorrect.lib.loop.cohort import Cohort
+from samcorrect.lib.loop.frame_candidates import CohortCandidates
+from samcorrect.lib.loop.pseudo_label import MAKER
+from samcorrect.lib.loop.students import out_of_fold_probs, split_cases, trusted_only
+from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
+
+STAGE_CHOOSE_AGAIN = "comparing with the students"
+# Between the seeds of the two pairs; less than `students.SEED_STRIDE`, by which correction counts.
+SECOND_PAIR_OFFSET = 100
+
+
+@dataclass(frozen=True)
+class Peers:
+    """What the peers of n images and K structures say.
+
+    Attributes:
+        probs: (N, K + 1, side, side) out of fold: the mean of both pairs.
+        nearest: (n, K) the candidate that agrees best with the students; -1 where an image has none.
+        chosen: (n, K) the candidate to take now: the nearest where the students are a judge of the structure, else the
+            one taken before there were students; -1 where an image has none.
+        is_judge: (K,) bool: the students agree better with the nearest candidate than SAM's prompts agree with each
+            other, in the median over the images; true where there are no prompts.
+    """
+
+    probs: torch.Tensor
+    nearest: np.ndarray
+    chosen: np.ndarray
+    is_judge: np.ndarray
+
+
+def learn_peers(
+    workspace: Workspace,
+    cohort: Cohort,
+    candidates: CohortCandidates,
+    *,
+    seed: int,
+    progress: Progress = no_progress,
+) -> Peers:
+    """Train both pairs of students on two folds by patient and let each predict the other's fold."""
+    taught = replace(cohort, targets=_first_targets(cohort, candidates))
+    first = out_of_fold_probs(workspace, taught, seed=seed, progress=progress)
+    chosen = _choose(taught, candidates, first, progress).chosen
+    taught, agreement = _second_targets(taught, candidates, first, chosen)
+    untrusted = np.zeros(agreement.shape, bool)
+    for fold in split_cases([image.id for image in cohort.images], seed=seed):
+        untrusted[fold] = agreement[fold] < np.median(agreement[fold], 0)
+    untrusted &= ~cohort.is_approved[:, None]
+    sampling, weights = trusted_only(taught, first, untrusted)
+    second = out_of_fold_probs(
+        workspace,
+        taught,
+        seed=seed,
+        seed_offset=SECOND_PAIR_OFFSET,
+        name="second out-of-fold student",
+        sampling=sampling,
+        weights=weights,
+        progress=progress,
+    )
+    return _choose(taught, candidates, (first + second) / 2, progress)
+
+
+def _first_targets(cohort: Cohort, candidates: CohortCandidates) -> torch.Tensor:
+    """The cohort's targets, with SAM's chosen candidates in place of the labels that SAM made, from whatever prompt."""
+    targets = cohort.targets.clone()
+    for number, found in enumerate(candidates):
+        if found is not None and cohort.labels[number].maker.startswith(MAKER):
+            _draw(targets, cohort.spans[number], [of.masks[of.first] for of in found])
+    return targets
+
+
+def _choose(cohort: Cohort, candidates: CohortCandidates, probs: torch.Tensor, progress: Progress) -> Peers:
+    """What students with such probabilities choose, and whether they may."""
+    shape = (len(cohort), cohort.n_structures)
+    nearest, with_peer, among_prompts = np.full(shape, -1), np.full(shape, np.nan), np.full(shape, np.nan)
+    channels = probs.argmax(1)
+    for number, found in enumerate(candidates):
+        for k in range(cohort.n_structures if found is not None else 0):
+            masks, peer = found[k].masks, (channels[cohort.spans[number]] == k + 1).numpy()
+            nearest[number, k] = choose_by_peer(masks, peer)
+            with_peer[number, k] = dice(masks[nearest[number, k]], peer)
+            among_prompts[number, k] = prompt_agreement(masks)
+        progress(STAGE_CHOOSE_AGAIN, number + 1, len(cohort))
+    both = np.isfinite(with_peer) & np.isfinite(among_prompts)
+    is_judge = np.array(
+        [
+            not b.any() or np.median(w[b]) > np.median(a[b])
+            for w, a, b in zip(with_peer.T, among_prompts.T, both.T, strict=True)
+        ]
+    )
+    first = [[of.first for of in found] if found else [-1] * shape[1] for found in candidates]
+    return Peers(probs, nearest, np.where(is_judge, nearest, first), is_judge)
+
+
+def _second_targets(
+    cohort: Cohort, candidates: CohortCandidates, probs: torch.Tensor, chosen: np.ndarray
+) -> tuple[Cohort, np.ndarray]:
+    """The cohort with what teaches the second pair, and its (n, K) agreement with the first."""
+    targets, agreement = cohort.targets.clone(), np.zeros(chosen.shape)
+    channels = probs.argmax(1)
+    for number, found in enumerate(candidates):
+        span, teachers = cohort.spans[number], []
+        for k in range(cohort.n_structures):
+            teacher, peer = cohort.mask(number, k + 1), (channels[span] == k + 1).numpy()
+            agreement[number, k] = judge_mask(teacher, peer)
+            if found is not None and not cohort.is_approved[number]:
+                mask = found[k].masks[chosen[number, k]]
+                score = judge_mask(mask, peer)
+                if score > agreement[number, k]:
+                    teacher, agreement[number, k] = mask, score
+            teachers.append(teacher)
+        _draw(targets, span, teachers)
+    return replace(cohort, targets=targets), agreement
+
+
+def _draw(targets: torch.Tensor, span: slice, masks: list[np.ndarray]) -> None:
+    targets[span] = 0
+    for k, mask in enumerate(masks):
+        targets[span][torch.from_numpy(mask)] = k + 1

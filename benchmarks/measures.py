@@ -1,0 +1,113 @@
+"""How well a score without ground truth ranks labels and finds the bad ones, measured with ground truth."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import average_precision_score
+
+from samcorrect.lib.core.calibration import COVERAGE, expect_dice
+from samcorrect.lib.core.metrics import auroc_below, rank_correlation, rounded
+
+DICE_THRESHOLDS = (0.8, 0.9)
+# Where fewer or more labels are bad, AUROC rests on a handful of them.
+BAD_SHARE_RANGE = (0.1, 0.9)
+N_BOOTSTRAP = 1000
+N_TERCILES = 3
+# Calibration: approved labels, and how often they are drawn anew.
+N_APPROVED, N_REDRAWS = 20, 200
+
+
+def measure_scores(
+    scores: np.ndarray, dice: np.ndarray, *, cases: Sequence[str], sizes: np.ndarray, rng: np.random.Generator
+) -> dict[str, Any]:
+    """Rank correlation, AUROC and what else one row of the table says.
+
+    Args:
+        scores: (N,) higher is better; nan is not ranked.
+        dice: (N,) true Dice; nan where there is nothing to find and nothing found.
+        cases: The patient of each label, for the bootstrap.
+        sizes: (N,) size of the true structure.
+        rng: Of bootstrap and calibration.
+
+    Returns:
+        `spearman` with `spearman_ci95`, `auroc` and `auprc` by threshold ("median" is the set's own), `n_below`, `n`,
+        `risk_coverage_area` (mean over coverages of the mean 1 - Dice of the labels kept, best scores first),
+        `spearman_by_size` (small to large) and what `measure_calibration` says.
+    """
+    both = np.isfinite(scores) & np.isfinite(dice)
+    s, d = scores[both], dice[both]
+    thresholds = {"median": float(np.median(d)) if len(d) else np.nan} | {str(t): t for t in DICE_THRESHOLDS}
+    n_below = {name: int((d < threshold).sum()) for name, threshold in thresholds.items()}
+    is_measured = {name: _is_measured(n, len(d)) for name, n in n_below.items()}
+    return {
+        "spearman": rounded(rank_correlation(s, d)),
+        "spearman_ci95": _bootstrap_spearman(s, d, np.asarray(cases)[both], rng),
+        "auroc": {n: rounded(auroc_below(s, d, t)) if is_measured[n] else None for n, t in thresholds.items()},
+        "auprc": {
+            n: rounded(average_precision_score(d < t, -s)) if is_measured[n] else None for n, t in thresholds.items()
+        },
+        "n_below": n_below,
+        "n": len(d),
+        "risk_coverage_area": rounded(_risk_coverage_area(s, d)),
+        "spearman_by_size": [
+            rounded(rank_correlation(s[part], d[part])) for part in np.array_split(np.argsort(sizes[both]), N_TERCILES)
+        ],
+        **measure_calibration(s, d, rng),
+    }
+
+
+def measure_calibration(scores: np.ndarray, dice: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+    """How the expected Dice and its 90% interval fare on the labels left, calibrated with N_APPROVED drawn at random.
+
+    Returns:
+        Means over N_REDRAWS: `coverage` and `coverage_by_score` (thirds, worst scores first), `width` and `mae` (of the
+        expected Dice), and `width_ratio` and `mae_ratio` against the median of the approved labels with the split
+        conformal interval around it, which ignore the score. None where N_APPROVED labels and as many more are not
+        there.
+    """
+    names = ("coverage", "width", "mae", "width_ratio", "mae_ratio")
+    if len(scores) < 2 * N_APPROVED:
+        return dict.fromkeys((*names, "coverage_by_score"))
+    told, blind, thirds = [], [], []
+    for _ in range(N_REDRAWS):
+        order = rng.permutation(len(scores))
+        approved, left = order[:N_APPROVED], order[N_APPROVED:]
+        # The score is on the scale of a Dice already, so it is its own prior.
+        expected = expect_dice(scores[left], scores[left], scores[approved], dice[approved])
+        is_covered = (expected.low <= dice[left]) & (dice[left] <= expected.high)
+        error = np.abs(expected.mean - dice[left]).mean()
+        told.append([is_covered.mean(), (expected.high - expected.low).mean(), error])
+        thirds.append([is_covered[third].mean() for third in np.array_split(np.argsort(scores[left]), N_TERCILES)])
+        median = np.median(dice[approved])
+        bound = np.sort(np.abs(dice[approved] - median))[math.ceil((N_APPROVED + 1) * COVERAGE) - 1]
+        width = np.clip(median + bound, 0, 1) - np.clip(median - bound, 0, 1)
+        blind.append([width, np.abs(median - dice[left]).mean()])
+    coverage, width, mae = np.mean(told, 0)
+    blind_width, blind_mae = np.maximum(np.mean(blind, 0), 1e-12)
+    values = (coverage, width, mae, width / blind_width, mae / blind_mae)
+    return {n: rounded(float(v)) for n, v in zip(names, values, strict=True)} | {
+        "coverage_by_score": [rounded(float(v)) for v in np.mean(thirds, 0)]
+    }
+
+
+def _is_measured(n_below: int, n: int) -> bool:
+    return n > 0 and BAD_SHARE_RANGE[0] <= n_below / n <= BAD_SHARE_RANGE[1]
+
+
+def _bootstrap_spearman(s: np.ndarray, d: np.ndarray, cases: np.ndarray, rng: np.random.Generator) -> list[Any]:
+    """The 95% interval over redraws of patients."""
+    names, owner = np.unique(cases, return_inverse=True)
+    of_case = [np.flatnonzero(owner == number) for number in range(len(names))]
+    values = []
+    for _ in range(N_BOOTSTRAP if len(names) > 1 else 0):
+        drawn = np.concatenate([of_case[number] for number in rng.integers(0, len(names), len(names))])
+        values.append(rank_correlation(s[drawn], d[drawn]))
+    defined = [v for v in values if np.isfinite(v)]
+    return [rounded(v) for v in np.percentile(defined, [2.5, 97.5])] if defined else [None, None]
+
+
+def _risk_coverage_area(s: np.ndarray, d: np.ndarray) -> float:
+    risks = np.cumsum(1 - d[np.argsort(-s, kind="stable")]) / np.arange(1, len(d) + 1)
+    return float(risks.mean()) if len(d) else float("nan")

@@ -1,0 +1,73 @@
+"""Labels of known faults for the benchmark of the quality score."""
+
+import numpy as np
+from scipy.ndimage import distance_transform_edt
+
+from samcorrect.lib.loop.cohort import best_labels
+from samcorrect.lib.loop.evaluation import GroundTruth
+from samcorrect.lib.loop.pseudo_label import pseudo_label_store
+from samcorrect.lib.loop.rounds import run_loop
+from samcorrect.lib.loop.workspace import Progress, Workspace
+from samcorrect.lib.store.schema import TAG_ORIGINAL
+
+# arXiv 2308.00883, authors' code: masks are dilated or eroded by 1 to 8 pixels.
+MORPH_PX = (1, 8)
+MORPH = "morph"
+NOISES = ("box", "chosen", "morph25", "morph50", "morph75", "corrected")
+
+
+def make_labels(workspace: Workspace, noise: str, truth: GroundTruth, progress: Progress) -> None:
+    """Fill the store of a workspace with labels.
+
+    Args:
+        workspace: Of the preset samcorrect, in a state folder of its own.
+        noise: `box` (SAM from the protocol's box as given), `chosen` (among SAM's prompts), `corrected` (chosen, then
+            one round of correction) or `morph` and a percentage (true masks, that share of them dilated or eroded).
+        truth: For `morph`.
+        progress: Told about the stages.
+
+    Raises:
+        ValueError: There is no such noise.
+    """
+    if noise == "box":
+        pseudo_label_store(workspace.with_settings(preset="huang2023"), progress=progress)
+    elif noise == "chosen":
+        pseudo_label_store(workspace, progress=progress)
+    elif noise == "corrected":
+        run_loop(workspace.with_settings(rounds=1), progress=progress)
+    elif noise.startswith(MORPH) and noise.removeprefix(MORPH).isdigit():
+        if not best_labels(workspace):
+            _save_morphed(workspace, truth, int(noise.removeprefix(MORPH)) / 100)
+    else:
+        raise ValueError(f"no noise {noise!r}; known are {', '.join(NOISES)}")
+
+
+def morph(mask: np.ndarray, *, radius_px: int) -> np.ndarray:
+    """Dilate (or erode, where the radius is negative) a mask (H, W, D) slice by slice by discs of a radius."""
+    moved = np.zeros_like(mask)
+    for number in range(mask.shape[2]):
+        one = mask[..., number]
+        if not one.any():
+            continue
+        moved[..., number] = (
+            distance_transform_edt(~one) <= radius_px if radius_px >= 0 else distance_transform_edt(one) > -radius_px
+        )
+    return moved
+
+
+def _save_morphed(workspace: Workspace, truth: GroundTruth, share: float) -> None:
+    protocol = workspace.require_protocol()
+    rows = [row for row in workspace.store.ledger.images() if row.id in truth]
+    rng = np.random.default_rng(workspace.settings.seed)
+    n_moved = round(share * len(rows))
+    moved = {index: set(rng.permutation(len(rows))[:n_moved].tolist()) for index in protocol.indices}
+    for number, row in enumerate(rows):
+        volume = workspace.store.read_image(row.id)
+        true_map = truth.label_map(row.id, volume)
+        label_map = np.zeros(true_map.shape, np.uint8)
+        for index in protocol.indices:
+            mask = true_map == index
+            if number in moved[index]:
+                mask = morph(mask, radius_px=int(rng.integers(MORPH_PX[0], MORPH_PX[1] + 1) * rng.choice([-1, 1])))
+            label_map[mask & (label_map == 0)] = index
+        workspace.store.save_label_map(row.id, label_map, tag=TAG_ORIGINAL, maker=MORPH, affine=volume.affine)

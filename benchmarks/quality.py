@@ -1,0 +1,264 @@
+"""How well the quality score ranks labels that nobody has looked at, on any data set in two folders.
+
+Ground truth is read here alone, to measure. Rows: every feature, the fusion ("fused"), and baselines: SAM's predicted
+IoU (a feature too), the loss of arXiv 2308.00883 as released and as repaired in the preset huang2023, cleanlab's
+`segmentation.rank` (with `pip install cleanlab`; left out without), and chance.
+
+example:
+  python benchmarks/quality.py --images jsrt/images --labels jsrt/labels --protocol protocols/jsrt_lungs.yaml \\
+      --json out/jsrt_lungs.json --seeds 0 1 2 --noise box,chosen
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measures import measure_scores
+from noise import NOISES, make_labels
+
+from samcorrect.lib.core.losses import cross_entropy_map
+from samcorrect.lib.core.metrics import bootstrap_mean, dice, rounded
+from samcorrect.lib.core.quality import FEATURES
+from samcorrect.lib.loop.candidates import find_candidates
+from samcorrect.lib.loop.cohort import Cohort, best_labels, load_cohort
+from samcorrect.lib.loop.evaluation import GroundTruth
+from samcorrect.lib.loop.pseudo_label import masks_to_grid
+from samcorrect.lib.loop.scoring import HUANG_DROPOUT, Scores, score_cohort
+from samcorrect.lib.loop.students import MODELS_NAME, train_on
+from samcorrect.lib.loop.workspace import Workspace, open_workspace
+from samcorrect.lib.networks.student import predict_frames
+from samcorrect.lib.networks.training import WeighBatch
+from samcorrect.lib.settings import load_settings
+from samcorrect.lib.transforms.frame import to_frame
+
+try:
+    from cleanlab.segmentation.rank import get_label_quality_scores
+except ImportError:
+    get_label_quality_scores = None
+
+UNION = "_union"
+CHOOSERS = ("box", "mean_of_prompts", "predicted_iou", "stability", "first_pass", "second_pass", "oracle")
+Rows = dict[str, np.ndarray]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure every noise and seed; the table of the choosing goes beside the JSON file."""
+    parsed = _parser().parse_args(arguments)
+    name = parsed.dataset or parsed.protocol.stem
+    measured: dict[str, Any] = {}
+    choosing: dict[str, Any] = {}
+    for noise in parsed.noise.split(","):
+        for seed in parsed.seeds:
+            started = time.monotonic()
+            workspace, truth = _open(parsed, noise, seed), GroundTruth(parsed.labels)
+            make_labels(workspace, noise, truth, _progress)
+            cohort = load_cohort(workspace, best_labels(workspace))
+            scores = score_cohort(workspace, cohort, seed=seed)
+            rows = _rows(workspace, cohort, scores, seed=seed, with_losses=not parsed.no_losses)
+            _enter(measured, noise, seed, cohort, rows, *_true_dice(workspace, cohort, truth))
+            if noise == "chosen":
+                choosing[str(seed)] = _choosing(workspace, cohort, scores, truth)
+            print(f"{name} {noise} seed {seed}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+            parsed.json.parent.mkdir(parents=True, exist_ok=True)
+            parsed.json.write_text(json.dumps({name: measured}, indent=1), encoding="utf-8")
+    if choosing:
+        path = parsed.json.with_name(f"{parsed.json.stem}-choosing.json")
+        path.write_text(json.dumps({name: choosing}, indent=1), encoding="utf-8")
+        _print_choosing(choosing)
+    _print_table(measured)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("images", "labels", "protocol", "json"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--noise", default=",".join(NOISES), help="comma-separated: box, chosen, corrected, morph<percent>"
+    )
+    parser.add_argument("--dataset", help="name in the JSON file; default that of the protocol file")
+    parser.add_argument(
+        "--out", type=Path, help="state and caches, kept for the next run; default beside the JSON file"
+    )
+    parser.add_argument("--no-losses", action="store_true", help="leave out the paper's loss, two trainings a seed")
+    return parser
+
+
+def _open(parsed: argparse.Namespace, noise: str, seed: int) -> Workspace:
+    out_dir = parsed.out or parsed.json.with_suffix("")
+    state_dir, models_dir = out_dir / f"{noise}-{seed}", out_dir / MODELS_NAME
+    settings = load_settings({"protocol": parsed.protocol, "state": state_dir, "seed": seed})
+    # Embeddings, candidates and trainings are kept by their inputs, so noises and seeds can share them.
+    workspace = open_workspace(parsed.images, settings, cache_dir=out_dir / "cache")
+    models_dir.mkdir(parents=True, exist_ok=True)
+    if not (state_dir / MODELS_NAME).exists():
+        (state_dir / MODELS_NAME).symlink_to(models_dir.absolute())
+    return workspace
+
+
+def _progress(stage: str, done: int, total: int) -> None:
+    if done == total:
+        print(f"  {stage}: {done}", file=sys.stderr, flush=True)
+
+
+def _true_dice(workspace: Workspace, cohort: Cohort, truth: GroundTruth) -> tuple[np.ndarray, np.ndarray]:
+    """(n, K + 1) Dice and true sizes in voxels on the images' grids, the last column of all structures as one mask."""
+    indices = cohort.config.indices
+    values, sizes = (np.full((len(cohort), len(indices) + 1), np.nan) for _ in range(2))
+    for number, label in enumerate(cohort.labels):
+        if label.image_id not in truth:
+            continue
+        volume = workspace.store.read_image(label.image_id)
+        label_map, true_map = workspace.store.read_label(label, volume), truth.label_map(label.image_id, volume)
+        for k, of in enumerate([*((index,) for index in indices), indices]):
+            mask = np.isin(true_map, of)
+            values[number, k], sizes[number, k] = dice(np.isin(label_map, of), mask), mask.sum()
+    return values, sizes
+
+
+def _rows(workspace: Workspace, cohort: Cohort, scores: Scores, *, seed: int, with_losses: bool) -> Rows:
+    """Row name to (n, K) scores, higher is better."""
+    shape = (len(cohort), cohort.n_structures)
+    rows = {name: np.stack([f[name] for f in scores.features], 1) for name in FEATURES}
+    rows["fused"] = scores.structure_scores
+    if with_losses:
+        rows["paper_loss_released"] = _paper_loss(workspace, cohort, seed, weigh_batch=_drop_samples, scaled=False)
+        repaired = score_cohort(workspace.with_settings(preset="huang2023"), cohort, seed=seed)
+        rows["paper_loss_repaired"] = repaired.structure_scores
+    if get_label_quality_scores is not None and scores.peer_probs is not None:
+        rows["cleanlab"] = _cleanlab(cohort, scores.peer_probs)
+    rows["random"] = np.random.default_rng(seed).random(shape)
+    return rows
+
+
+def _drop_samples(logits: torch.Tensor, targets: torch.Tensor, *, progress: float) -> torch.Tensor:
+    """Image-level reweighting alone: the released code's pixel weights multiply a loss that is averaged already."""
+    losses = cross_entropy_map(logits.detach(), targets)
+    weights = torch.ones_like(losses)
+    weights[losses.flatten(1).mean(1).topk(max(1, round(0.1 * len(losses)))).indices] = 0
+    return weights
+
+
+def _paper_loss(
+    workspace: Workspace, cohort: Cohort, seed: int, *, weigh_batch: WeighBatch, scaled: bool
+) -> np.ndarray:
+    """(n, K) of exp(-loss) of each image; unless `scaled`, of raw intensities, as the released code ranks."""
+    everything = np.arange(len(cohort))
+    trained = train_on(
+        workspace, cohort, everything, name="loss", seed=seed, dropout=HUANG_DROPOUT, weigh_batch=weigh_batch
+    )
+    frames = cohort.frames
+    if not scaled:
+        volumes = [workspace.store.read_image(row.id) for row in cohort.images]
+        frames = torch.cat([to_frame(v.array, cohort.config.side_px) for v in volumes])
+    losses = cross_entropy_map(predict_frames(trained.network, frames).clamp(min=1e-7).log(), cohort.targets)
+    return np.repeat([[float(torch.exp(-losses[span].mean()))] for span in cohort.spans], cohort.n_structures, 1)
+
+
+def _cleanlab(cohort: Cohort, probs: torch.Tensor) -> np.ndarray:
+    """(n, K) cleanlab scores of each structure against the rest; the mean over the slices of a volume."""
+    columns = []
+    for channel in range(1, cohort.n_structures + 1):
+        pair = torch.stack([1 - probs[:, channel], probs[:, channel]], 1).numpy()
+        of_slices, _ = get_label_quality_scores((cohort.targets == channel).long().numpy(), pair, verbose=False)
+        columns.append([float(np.mean(of_slices[span])) for span in cohort.spans])
+    return np.array(columns).T
+
+
+def _enter(
+    measured: dict[str, Any],
+    noise: str,
+    seed: int,
+    cohort: Cohort,
+    rows: Rows,
+    true_dice: np.ndarray,
+    sizes: np.ndarray,
+) -> None:
+    """Add one noise and seed to the document."""
+    cases = [row.case_id for row in cohort.images]
+    areas = np.array(
+        [[cohort.mask(number, k + 1).sum() for k in range(cohort.n_structures)] for number in range(len(cohort))]
+    )
+    for column, structure in enumerate([*cohort.config.names, UNION]):
+        for row, values in rows.items():
+            one = _of_union(values, areas) if structure == UNION else values[:, column]
+            told = measure_scores(
+                one, true_dice[:, column], cases=cases, sizes=sizes[:, column], rng=np.random.default_rng(seed)
+            )
+            measured.setdefault(structure, {}).setdefault(noise, {}).setdefault(row, {})[str(seed)] = told
+
+
+def _of_union(values: np.ndarray, areas: np.ndarray) -> np.ndarray:
+    """Scores of all structures as one mask, as their Dice would: the mean weighted by area; an undefined one is left
+    out."""
+    weights = np.where(np.isfinite(values), np.maximum(areas, 1), 0)
+    with np.errstate(invalid="ignore"):
+        return (np.nan_to_num(values) * weights).sum(1) / weights.sum(1)
+
+
+def _choosing(workspace: Workspace, cohort: Cohort, scores: Scores, truth: GroundTruth) -> dict[str, Any]:
+    """Structure to chooser to the mean Dice of what it takes, with its interval over images."""
+    taken: dict[str, dict[str, list[float]]] = {n: {c: [] for c in CHOOSERS} for n in cohort.config.names}
+    for number, label in enumerate(cohort.labels):
+        if label.image_id not in truth:
+            continue
+        volume = workspace.store.read_image(label.image_id)
+        true_map = truth.label_map(label.image_id, volume)
+        found = find_candidates(workspace, volume, cohort.images[number].path)
+        for k, (name, index) in enumerate(zip(cohort.config.names, cohort.config.indices, strict=True)):
+            values = np.array(
+                [dice(masks_to_grid(m, volume.array.shape[:2]) > 0.5, true_map == index) for m in found[k].masks]
+            )
+            picks: dict[str, Callable[[], float]] = {
+                "box": values[0],
+                "mean_of_prompts": values.mean(),
+                "predicted_iou": values[np.argmax(found[k].predicted_iou)],
+                "stability": values[np.argmax(found[k].stability)],
+                "first_pass": values[label.info["structures"][name]["candidate"]],
+                "second_pass": values[scores.chosen[number, k]],
+                "oracle": values.max(),
+            }
+            for chooser, value in picks.items():
+                taken[name][chooser].append(float(value))
+    told = {}
+    for name, choosers in taken.items():
+        told[name] = {}
+        for chooser, values in choosers.items():
+            summary = bootstrap_mean(np.array(values))
+            told[name][chooser] = {
+                "dice_mean": rounded(summary.mean),
+                "dice_ci95": [rounded(v) for v in summary.ci95],
+                "n": summary.n,
+            }
+    return told
+
+
+def _print_choosing(choosing: dict[str, Any]) -> None:
+    for name in next(iter(choosing.values())):
+        means = {c: np.mean([told[name][c]["dice_mean"] for told in choosing.values()]) for c in CHOOSERS}
+        print(f"choosing {name}: " + ", ".join(f"{c} {m:.3f}" for c, m in means.items()))
+
+
+def _print_table(measured: dict[str, Any]) -> None:
+    print("| structure | noise | row | Spearman | SD over seeds | AUROC median | AUROC 0.8 | AUROC 0.9 | n |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for structure, noises in measured.items():
+        for noise, rows in noises.items():
+            for row, seeds in rows.items():
+                told = list(seeds.values())
+                rho = [np.nan if t["spearman"] is None else t["spearman"] for t in told]
+                aurocs = [[np.nan if t["auroc"][k] is None else t["auroc"][k] for t in told] for k in told[0]["auroc"]]
+                cells = " | ".join(f"{np.mean(a):.3f}" for a in aurocs)
+                mean_sd = f"{np.mean(rho):.3f} | {np.std(rho):.3f}"
+                print(f"| {structure} | {noise} | {row} | {mean_sd} | {cells} | {told[0]['n']} |")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

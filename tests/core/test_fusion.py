@@ -1,0 +1,181 @@
+"""A fusion that neither a useless feature nor a crowd of weak ones can spoil."""
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from samcorrect.lib.core.fusion import MIN_LABELS_FOR_FUSION, fuse_features, mean_of_defined
+
+NAN = float("nan")
+RISING = np.linspace(0.1, 0.9, 10)
+SOURCES = {"peer": ("p", "q", "r"), "prompt": ("a", "b", "c", "d"), "image": ("e",)}
+
+
+def fuse(features, scale="p", anchors=("peer",)):
+    return fuse_features(features, SOURCES, anchors=anchors, scale=scale)
+
+
+def noisy(truth, rng, sd):
+    return np.clip(truth + rng.normal(0, sd, len(truth)), 0, 1)
+
+
+@pytest.mark.parametrize("n_labels", [1, MIN_LABELS_FOR_FUSION - 1])
+def test_few_labels_get_the_mean_of_the_sources_means(rng, n_labels):
+    features = {name: rng.random(n_labels) for name in "pqa"}
+
+    fusion = fuse(features)
+
+    assert fusion.weights == pytest.approx({"p": 1 / 4, "q": 1 / 4, "a": 1 / 2})
+    assert np.isnan(list(fusion.correlations.values())).all()
+    np.testing.assert_allclose(fusion.scores, ((features["p"] + features["q"]) / 2 + features["a"]) / 2)
+
+
+def test_agreeing_features_order_the_labels_and_the_scale_gives_the_values():
+    fusion = fuse({"p": RISING, "q": RISING**2, "a": np.sqrt(RISING)})
+
+    np.testing.assert_allclose(fusion.scores, RISING)
+    # Each has rank correlation 1 with the peers: two sources of weight 1, one of them with two features.
+    assert fusion.weights == pytest.approx({"p": 1 / 4, "q": 1 / 4, "a": 1 / 2})
+    assert fusion.correlations == pytest.approx({"p": 1, "q": 1, "a": 1})
+
+
+def test_a_feature_against_the_peers_gets_no_weight():
+    fusion = fuse({"p": RISING, "q": RISING**2, "a": 1 - RISING, "e": RISING})
+
+    assert fusion.weights == pytest.approx({"p": 1 / 4, "q": 1 / 4, "a": 0, "e": 1 / 2})
+    assert fusion.correlations["a"] == pytest.approx(-1)
+    np.testing.assert_allclose(fusion.scores, RISING)
+
+
+def test_four_copies_of_one_evidence_do_not_outvote_another():
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        truth, other = rng.beta(8, 2, (2, 120))
+        features = {name: noisy(truth, rng, 0.05) for name in "pqr"} | {
+            name: noisy(other, rng, 0.01) for name in "abcd"
+        }
+
+        assert spearmanr(fuse(features).scores, truth).statistic > spearmanr(features["p"], truth).statistic - 0.05
+
+
+def test_weak_but_independent_evidence_helps():
+    gains = []
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        truth = rng.beta(8, 2, 200)
+        of_peers = noisy(truth, rng, 0.1)
+        features = {name: noisy(of_peers, rng, 0.01) for name in "pqr"} | {"e": noisy(truth, rng, 0.1)}
+        gains.append(spearmanr(fuse(features).scores, truth).statistic - spearmanr(of_peers, truth).statistic)
+    assert np.mean(gains) > 0.03
+
+
+@pytest.mark.parametrize("useless", ["random", "constant", "random and half of it undefined"])
+@pytest.mark.parametrize("name", ["r", "a", "e"], ids=["a peer's", "one of the prompts'", "a source of its own"])
+def test_a_useless_feature_costs_little_rank_correlation_with_the_truth(useless, name):
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        truth = rng.beta(8, 2, 120)
+        features = {feature: noisy(truth, rng, 0.1) for feature in "pqb"}
+        extra = np.full(120, 0.5) if useless == "constant" else rng.random(120)
+        if "undefined" in useless:
+            extra[rng.random(120) < 0.5] = NAN
+
+        without = spearmanr(fuse(features).scores, truth).statistic
+        fusion = fuse({**features, name: extra})
+
+        assert spearmanr(fusion.scores, truth).statistic > without - 0.05
+        assert fusion.weights[name] < min(fusion.weights[feature] for feature in "pqb")
+
+
+def test_a_peers_feature_that_contradicts_the_others_is_left_out():
+    fusion = fuse({"p": RISING, "q": RISING**2, "r": 1 - RISING})
+
+    # The mean of q and r does not rank, nor does that of p and r; r stands against both. Nothing is left: all alike.
+    assert fusion.weights == pytest.approx({"p": 1 / 3, "q": 1 / 3, "r": 1 / 3})
+
+
+def test_without_peers_the_mean_of_all_takes_their_place():
+    fusion = fuse({"a": RISING, "b": RISING**2, "c": 1 - RISING, "e": np.sqrt(RISING)})
+
+    assert fusion.weights["c"] == 0
+    assert spearmanr(fusion.scores, RISING).statistic == pytest.approx(1)
+
+
+def test_without_the_scale_the_mean_of_all_features_gives_the_values():
+    fusion = fuse({"p": RISING, "a": RISING / 2}, scale="q")
+
+    np.testing.assert_allclose(fusion.scores, 0.75 * RISING)
+
+
+def test_a_label_with_nothing_but_a_feature_without_weight_has_no_score():
+    features = {"p": RISING, "q": RISING**2, "a": 1 - RISING}
+
+    fusion = fuse({name: np.append(values, 0.7 if name == "a" else NAN) for name, values in features.items()})
+
+    assert np.isnan(fusion.scores[-1])
+    np.testing.assert_allclose(fusion.scores[:-1], RISING)
+
+
+def test_an_undefined_value_is_left_out_of_its_labels_mean():
+    fusion = fuse({"p": RISING, "q": np.where(np.arange(10) == 4, NAN, RISING)})
+
+    assert np.isfinite(fusion.scores).all()
+    assert abs(fusion.scores[4] - RISING[4]) < 0.1
+
+
+def test_a_feature_that_is_nowhere_defined_is_no_feature(rng):
+    defined = {name: rng.random(12) for name in "pqa"}
+
+    with_nothing = fuse({**defined, "b": np.full(12, NAN)})
+
+    assert with_nothing.weights == fuse(defined).weights
+    np.testing.assert_array_equal(with_nothing.scores, fuse(defined).scores)
+
+
+def test_without_any_feature_no_label_has_a_score():
+    fusion = fuse({"p": np.full(9, NAN), "a": np.full(9, NAN)})
+
+    assert np.isnan(fusion.scores).all()
+    assert fusion.scores.shape == (9,)
+    assert fusion.weights == {}
+
+
+@pytest.mark.filterwarnings("error")
+def test_labels_without_any_value_do_not_disturb_the_others(rng):
+    features = {name: rng.random(12) for name in "pqa"}
+    for values in features.values():
+        values[4] = NAN
+
+    fusion = fuse(features)
+
+    rest = np.arange(12) != 4
+    assert np.isnan(fusion.scores[4])
+    np.testing.assert_allclose(fusion.scores[rest], fuse({n: v[rest] for n, v in features.items()}).scores)
+
+
+@pytest.mark.filterwarnings("error")
+def test_equal_labels_get_equal_scores():
+    fusion = fuse({"p": np.full(9, 0.9), "q": np.full(9, 0.8), "a": np.full(9, 0.7)})
+
+    np.testing.assert_allclose(fusion.scores, 0.9)
+
+
+def test_fused_scores_and_weights_are_shares_and_nothing_is_changed(rng):
+    features = {name: np.where(rng.random(50) < 0.2, NAN, rng.random(50)) for name in "pqab"}
+    before = {name: values.copy() for name, values in features.items()}
+
+    fusion = fuse(features)
+
+    defined = fusion.scores[np.isfinite(fusion.scores)]
+    assert defined.min() >= 0
+    assert defined.max() <= 1
+    assert sum(fusion.weights.values()) == pytest.approx(1)
+    for name in features:
+        np.testing.assert_array_equal(features[name], before[name])
+
+
+def test_means_of_defined_values_by_hand():
+    rows = np.array([[1.0, NAN, NAN], [4.0, 4.0, NAN]])
+
+    np.testing.assert_allclose(mean_of_defined(rows), [2.5, 4, NAN])
+    np.testing.assert_allclose(mean_of_defined(rows, np.array([2.0, 1.0])), [2, 4, NAN])

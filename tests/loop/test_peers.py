@@ -1,0 +1,74 @@
+"""Peers: two pairs of students, what teaches the second, and when they may choose."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import shift
+
+from samcorrect.lib.core.metrics import dice
+from samcorrect.lib.loop.cohort import best_labels, load_cohort
+from samcorrect.lib.loop.frame_candidates import FrameCandidates
+from samcorrect.lib.loop.peers import learn_peers
+
+BAD_IMAGES = (2, 5)
+RIGHT, WRONG = 0, 1
+
+
+def candidates_of(cohort, *, firsts):
+    """For each image a right candidate and one that is shifted far away; `firsts` is what SAM took."""
+    found = []
+    for number, first in enumerate(firsts):
+        of_image = []
+        for k in range(cohort.n_structures):
+            right = cohort.mask(number, k + 1)
+            masks = np.stack([right, shift(right, (0, 0, 12), order=0)])
+            of_image.append(FrameCandidates(np.packbits(masks, axis=-1), np.array([0.9, 0.9]), first))
+        found.append(of_image)
+    return found
+
+
+def test_two_pairs_are_trained_and_without_prompts_nothing_is_chosen(labelled):
+    workspace = labelled(shares_trainings=False, student_steps=3)
+    cohort = load_cohort(workspace, best_labels(workspace))
+    seen = []
+
+    peers = learn_peers(workspace, cohort, [None] * 10, seed=0, progress=lambda stage, *_: seen.append(stage))
+
+    assert {s for s in seen if "student " in s} == {
+        f"{pair}out-of-fold student {fold}" for pair in ("", "second ") for fold in "AB"
+    }
+    assert len(list((workspace.store.state_dir / "models").glob("*.pt"))) == 4
+    assert torch.allclose(peers.probs.sum(1), torch.ones(10, 32, 32), atol=1e-4)
+    assert (peers.chosen == -1).all()
+    assert peers.is_judge.all()
+
+
+def test_students_that_know_nothing_do_not_choose(labelled):
+    workspace = labelled(shares_trainings=False, student_steps=1, is_bad=lambda _: False)
+    cohort = load_cohort(workspace, best_labels(workspace))
+    found = candidates_of(cohort, firsts=[WRONG] * 10)
+    # Three prompts that agree with each other: whatever one step of training says, it says it less clearly.
+    agreeing = [
+        [FrameCandidates(np.repeat(of.bits[:1], 3, axis=0), np.full(3, 0.9), 2) for of in of_image]
+        for of_image in found
+    ]
+
+    peers = learn_peers(workspace, cohort, agreeing, seed=0)
+
+    assert not peers.is_judge.any()
+    assert (peers.chosen == 2).all()
+
+
+@pytest.mark.slow
+def test_students_choose_the_right_candidate_where_sam_took_the_wrong_one(labelled):
+    workspace = labelled(is_bad=lambda _: False)
+    cohort = load_cohort(workspace, best_labels(workspace))
+    firsts = [WRONG if number in BAD_IMAGES else RIGHT for number in range(10)]
+    truth = cohort.targets.clone()
+
+    peers = learn_peers(workspace, cohort, candidates_of(cohort, firsts=firsts), seed=0)
+
+    assert peers.is_judge.all()
+    assert (peers.chosen == RIGHT).all()
+    known = [dice((peers.probs[n].argmax(0) == c).numpy(), (truth[n] == c).numpy()) for n in range(10) for c in (1, 2)]
+    assert np.mean(known) > 0.6

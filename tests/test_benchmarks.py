@@ -1,0 +1,107 @@
+"""The benchmark of the quality score: its measures by hand, its noise, and one run on the phantoms."""
+
+import importlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+NAN = float("nan")
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """A function that imports a module of the folder benchmarks."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
+
+
+@pytest.fixture
+def measure(module):
+    measures = module("measures")
+
+    def of(scores, dice):
+        cases = [f"case{n}" for n in range(len(scores))]
+        return measures.measure_scores(
+            np.array(scores), np.array(dice), cases=cases, sizes=np.arange(len(scores)), rng=np.random.default_rng(0)
+        )
+
+    return of
+
+
+def test_measures_by_hand(measure):
+    told = measure([0.1, 0.3, 0.2, 0.4, NAN], [0.5, 0.7, 0.85, 0.95, 0.1])
+
+    # Ranks 1 3 2 4 against 1 2 3 4: 1 - 6 x 2 / (4 x 15).
+    assert told["spearman"] == pytest.approx(0.8)
+    assert told["n"] == 4
+    # Below 0.8 are the first two, with scores 0.1 and 0.3; of the four pairs with the others only (0.3, 0.2) is wrong.
+    # The median is 0.775, so the same; below 0.9 are all but the best.
+    assert told["auroc"] == {"median": pytest.approx(0.75), "0.8": pytest.approx(0.75), "0.9": 1.0}
+    assert told["n_below"] == {"median": 2, "0.8": 2, "0.9": 3}
+    # Kept from the best score down: 0.05, then with 0.3, 0.15 and 0.5 more.
+    risks = [0.05, 0.35 / 2, 0.5 / 3, 1.0 / 4]
+    assert told["risk_coverage_area"] == pytest.approx(np.mean(risks), abs=1e-6)
+    assert told["coverage"] is told["width"] is told["mae"] is None
+
+
+def test_calibration_is_measured_where_there_are_labels_enough(measure, rng):
+    dice = 1 - np.exp(rng.normal(-2.5, 0.8, 150)).clip(0, 1)
+    told = measure(dice, dice)
+
+    # A score that is the Dice itself: next to no error and no width is left.
+    assert told["mae"] < 0.01
+    assert told["width"] < 0.05
+    assert told["mae_ratio"] < 0.2
+    assert told["coverage"] >= 0.85
+    assert len(told["coverage_by_score"]) == 3
+    blind = measure(rng.permutation(dice), dice)
+    assert 0.85 <= blind["coverage"] <= 0.95
+    assert blind["mae_ratio"] > 0.8
+
+
+def test_auroc_is_not_given_where_nearly_none_or_nearly_all_are_bad(measure):
+    told = measure(np.linspace(0, 1, 20), [0.7] + [0.85] * 19)
+
+    assert told["auroc"]["0.8"] is told["auroc"]["0.9"] is None
+    assert told["n_below"]["0.8"] == 1
+    assert told["n_below"]["0.9"] == 20
+
+
+def test_scores_that_do_not_rank_are_null(measure):
+    told = measure([NAN, NAN], [0.5, 0.6])
+
+    assert told["spearman"] is None
+    assert told["spearman_ci95"] == [None, None]
+    assert told["n"] == 0
+
+
+def test_morphology_by_hand(module):
+    morph = module("noise").morph
+    square = np.zeros((9, 9, 2), bool)
+    square[3:6, 3:6, 0] = True
+
+    assert morph(square, radius_px=1)[..., 0].sum() == 9 + 4 * 3
+    assert morph(square, radius_px=-1)[..., 0].sum() == 1
+    assert not morph(square, radius_px=-2).any()
+    assert not morph(square, radius_px=3)[..., 1].any()
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs_on_the_phantoms(module, phantoms, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAMCORRECT_STUDENT_STEPS", "3")
+    monkeypatch.setenv("SAMCORRECT_STUDENT_SIDE_PX", "32")
+    arguments = ["--images", str(phantoms.images), "--labels", str(phantoms.labels)]
+    arguments += ["--protocol", str(phantoms.images / "protocol.yaml"), "--json", str(tmp_path / "out.json")]
+
+    assert module("quality").main([*arguments, "--seeds", "0", "--noise", "morph50", "--dataset", "phantoms"]) == 0
+
+    structures = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["phantoms"]
+    assert "_union" in structures
+    for noises in structures.values():
+        rows = noises["morph50"]
+        assert {"fused", "peer_dice", "random", "paper_loss_released", "paper_loss_repaired"} <= set(rows)
+        assert set(rows["fused"]["0"]) >= {"spearman", "auroc", "n", "n_below", "coverage", "width", "mae"}
+        assert rows["fused"]["0"]["n"] == 10
