@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from samcorrect.lib.store.volumes import LPS_TO_RAS
 
 COMMANDS = (
     "demo", "loop", "serve", "pseudo-label", "score", "correct", "train", "next", "evaluate", "doctor",
-    "import-labels", "export", "models", "versions", "restore", "diff", "backup", "restore-backup",
+    "import-labels", "export", "models", "versions", "restore", "diff", "backup", "restore-backup", "audit",
 )  # fmt: skip
 
 
@@ -83,7 +84,7 @@ def test_the_help_of_every_command_shows_an_example(command, capsys):
     told = capsys.readouterr().out
     example = re.search(r"example:\n  (samcorrect .*)", told)
     assert example is not None
-    words = example.group(1).split()
+    words = shlex.split(example.group(1))
     assert words[:2] == ["samcorrect", command]
     build_parser().parse_args(words[1:])  # the example itself is accepted
 

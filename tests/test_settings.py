@@ -90,3 +90,13 @@ def test_settings_cannot_be_changed_and_the_mapping_given_is_not():
     assert given == {"seed": "1"}
     with pytest.raises(ValidationError, match="frozen"):
         settings.seed = 2
+
+
+def test_the_states_to_train_on_are_put_in_order_and_survive_being_handed_on_as_text():
+    assert load_settings({}, environment={}).states_to_train_on == ("approved", "corrected", "pseudo")
+    settings = load_settings({"train_on": " pseudo,approved"}, environment={})
+    assert (settings.train_on, settings.states_to_train_on) == ("approved,pseudo", ("approved", "pseudo"))
+    assert load_settings({"train_on": str(settings.train_on)}, environment={}) == settings
+    for wrong in ("rejected", "", "approved;pseudo"):
+        with pytest.raises(SettingsError, match="some of approved, corrected, pseudo are wanted"):
+            load_settings({"train_on": wrong}, environment={})

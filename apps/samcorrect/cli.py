@@ -24,6 +24,7 @@ COMMON_SETTINGS = (
     "student_steps",
     "student_side_px",
     "student_batch_size",
+    "train_on",
 )
 
 
@@ -41,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_stage_commands(commands)
     _add_exchange_commands(commands)
     _add_history_commands(commands)
+    _add_audit_commands(commands)
     return parser
 
 
@@ -125,7 +127,9 @@ def _add_exchange_commands(commands: Any) -> None:
     export.add_argument("--out", type=Path, required=True, help="a new or empty folder")
     export.add_argument("--format", default="nifti", help="nifti or nnunet (default: %(default)s)")
     export.add_argument(
-        "--states", default="approved,corrected,pseudo", help="of approved, corrected, pseudo (default: %(default)s)"
+        "--states",
+        default="approved,corrected,pseudo",
+        help="of approved, corrected, pseudo; a rejected label is never exported (default: %(default)s)",
     )
     models = _workspace_command(
         commands, "models", "list students, or import one", "samcorrect models import student.pt --studies images"
@@ -176,6 +180,38 @@ def _add_history_commands(commands: Any) -> None:
     )
     for parser in (backup, restoring):
         parser.add_argument("file", type=Path, help="the backup, a tar file")
+
+
+def _add_audit_commands(commands: Any) -> None:
+    audit = _command(
+        commands,
+        "audit",
+        "check, export or explain the log of everything that happened",
+        "samcorrect audit explain ward/anna --studies images",
+    )
+    actions = audit.add_subparsers(dest="action", required=True, metavar="ACTION")
+    verify = _workspace_command(
+        actions,
+        "verify",
+        "check that no row was changed, and that the log leads to what the ledger holds; exit code 1 if not",
+        "samcorrect audit verify --studies images",
+    )
+    verify.add_argument(
+        "--noted", metavar="N:HASH", help="what an earlier check printed: finds a log that was written anew since"
+    )
+    export = _workspace_command(
+        actions, "export", "write the log out", "samcorrect audit export --format csv --out audit.csv --studies images"
+    )
+    export.add_argument("--format", default="jsonl", help="jsonl or csv (default: %(default)s)")
+    export.add_argument("--out", type=Path, help="a new file (default: print it)")
+    export.add_argument("--image", metavar="ID", help="only of this image")
+    explain = _workspace_command(
+        actions,
+        "explain",
+        "tell the history of an image in plain words",
+        "samcorrect audit explain ward/anna --studies images",
+    )
+    explain.add_argument("image", help="the image's id: its path below the studies, without the suffix")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

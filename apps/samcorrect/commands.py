@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from rich.table import Table
 from samcorrect.lib.errors import SettingsError, StoreError
 from samcorrect.lib.loop import workspace as ws
 from samcorrect.lib.loop.arms import compare
+from samcorrect.lib.loop.audit import explain_image, export_rows
 from samcorrect.lib.loop.cohort import best_labels
 from samcorrect.lib.loop.correction import correct_store
 from samcorrect.lib.loop.doctor import check_installation
@@ -42,11 +43,16 @@ from samcorrect.lib.loop.scoring import score_store
 from samcorrect.lib.loop.versions import diff_versions, list_versions, restore_version
 from samcorrect.lib.settings import Settings
 from samcorrect.lib.store.backup import restore_backup, write_backup
+from samcorrect.lib.store.schema import STATE_REJECTED
 from samcorrect.lib.store.sources import open_studies
 from samcorrect.lib.store.studies import LocalStudies
+from samcorrect.lib.store.volumes import write_atomically
 
 # Done, but some input could not be used.
 EXIT_SET_ASIDE = 3
+EXIT_FAULT = 1
+# Lines that `audit verify` prints of one kind.
+MAX_DIFFERENCES = 20
 # Columns of a table that goes into a file or a pipe.
 WIDE = 200
 # The demo has to end within minutes on two cores.
@@ -74,6 +80,7 @@ def run(parsed: argparse.Namespace, settings: Settings) -> int:
         "diff": _diff,
         "backup": _backup,
         "restore-backup": _restore_backup,
+        "audit": _audit,
     }
     return commands[parsed.command](parsed, settings)
 
@@ -227,7 +234,8 @@ def _versions(parsed: argparse.Namespace, settings: Settings) -> int:
         parent = "" if row["parent"] is None else str(row["parent"])
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["created_at"]))
         made = (row["maker"], str(row["round"]), parent, when, row["model_digest"][:12], row["runtime"])
-        table.add_row(number, row["tag"], score, *made)
+        tag = f"{row['tag']}, rejected" if row["state"] == STATE_REJECTED else row["tag"]
+        table.add_row(number, tag, score, *made)
     Console(width=None if sys.stdout.isatty() else WIDE).print(table if told else f"{parsed.image} has no label yet")
     return 0
 
@@ -268,6 +276,48 @@ def _restore_backup(parsed: argparse.Namespace, settings: Settings) -> int:
         told = restore_backup(parsed.file, state_dir, settings.ledger_url, progress=checking)
     print(f"{told['n_labels']} label file(s), the ledger and the models are back in {state_dir}")
     return _tell_set_aside([(name, "was damaged before the backup") for name in told["damaged"]])
+
+
+def _audit(parsed: argparse.Namespace, settings: Settings) -> int:
+    workspace = ws.open_workspace(parsed.studies, settings)
+    if parsed.action == "verify":
+        return _verify(workspace, parsed.noted)
+    if parsed.action == "explain":
+        lines = explain_image(workspace, parsed.image)
+        told = [f"{line}\n" for line in lines] or [f"nothing has happened to {parsed.image} yet\n"]
+    else:
+        told = export_rows(workspace, parsed.format, parsed.image)
+    if parsed.action == "export" and parsed.out is not None:
+        if parsed.out.exists():
+            raise StoreError(f"{parsed.out} exists already, and an export is never overwritten; give another name")
+        write_atomically(parsed.out, lambda path: _write_lines(path, told))
+        return 0
+    sys.stdout.writelines(told)
+    return 0
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        file.writelines(lines)
+
+
+def _verify(workspace: ws.Workspace, noted: str | None) -> int:
+    number, _, digest = (noted or "").partition(":")
+    if noted is not None and not (number.isdecimal() and digest):
+        raise SettingsError(
+            f"--noted takes N:HASH, as an earlier `samcorrect audit verify` printed it; got {noted!r:.80}"
+        )
+    verdict = workspace.store.ledger.verify_audit((int(number), digest) if noted is not None else None)
+    if verdict.first_broken is not None:
+        print(f"BROKEN at row {verdict.first_broken}: {verdict.why}")
+    for difference in verdict.differences[:MAX_DIFFERENCES]:
+        print(f"DIFFERENT: {difference}")
+    if len(verdict.differences) > MAX_DIFFERENCES:
+        print(f"... and {len(verdict.differences) - MAX_DIFFERENCES} more")
+    if not verdict.is_whole:
+        return EXIT_FAULT
+    print(f"the log is whole and leads to what the ledger holds; its end is {verdict.n_rows}:{verdict.head}")
+    return 0
 
 
 def _require_outside(out: Path, workspace: ws.Workspace) -> None:

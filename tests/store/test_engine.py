@@ -21,7 +21,7 @@ from samcorrect.lib.store.schema import REVISION, Base
 
 @pytest.fixture
 def first_state(tmp_path):
-    """A state folder as the first samcorrect left it: no revision, one image in a folder, one without, one label."""
+    """A state folder as the first samcorrect left it: no revision, two images, a scored label, a promoted model."""
     engine = sa.create_engine(f"sqlite:///{tmp_path / LEDGER_NAME}")
     with engine.begin() as connection, Operations.context(MigrationContext.configure(connection)):
         r0001_first.upgrade()
@@ -32,6 +32,10 @@ def first_state(tmp_path):
         columns = "(id, image_id, tag, round, maker, model_digest, prompts, path, content_sha256, created_at, info)"
         row = "(7, 'b', 'original', 0, 'sam:lite_medsam', 'd', '{}', 'labels/b/1.nii.gz', 'c', 2.0, :info)"
         connection.execute(sa.text(f"INSERT INTO label_version {columns} VALUES {row}"), {"info": info})
+        columns = "(label_version_id, structure_index, score, features, reasons, created_at)"
+        connection.execute(sa.text(f"INSERT INTO quality {columns} VALUES (7, 0, 0.5, '{{}}', '[]', 2.0)"))
+        columns = "(digest, path, status, round, metrics, created_at)"
+        connection.execute(sa.text(f"INSERT INTO model {columns} VALUES ('m', 'models/m', 'promoted', 1, '{{}}', 2.0)"))
     engine.dispose()
     return tmp_path
 
@@ -53,6 +57,13 @@ def test_a_ledger_of_the_first_release_is_taken_over_with_all_it_holds(first_sta
     assert (label.runtime, label.info, label.maker) == ("torch-bf16", {"present_indices": [1]}, "sam:lite_medsam")
     with ledger.session() as session:
         assert compare_metadata(MigrationContext.configure(session.connection()), Base.metadata) == []
+    # The log begins with what was there, so that it leads to what the ledger holds.
+    assert [(row.event, row.image_id, row.label_version_id) for row in ledger.audit_rows()] == [
+        ("taken over", "b", 7),
+        ("taken over", None, None),
+    ]
+    verdict = ledger.verify_audit()
+    assert (verdict.is_whole, verdict.n_rows) == (True, 2)
     ledger.close()
     Ledger(first_state).close()  # the second time there is nothing to do
 

@@ -36,6 +36,10 @@ class RequestError(SamCorrectError, ValueError):
     """A request names a parameter that cannot be used."""
 
 
+class ConflictError(RequestError):
+    """What a person decided rests on a state of the store that has changed in the meantime."""
+
+
 class UnknownImageError(SamCorrectError, KeyError):
     """No image of that id is in the store."""
 

@@ -14,6 +14,8 @@ ENVIRONMENT_PREFIX = "SAMCORRECT_"
 # Keys of --conf that belong to the host (monailabel/interfaces/app.py:125).
 HOST_KEYS = frozenset({"server_mode"})
 
+TRAINABLE_STATES = ("approved", "corrected", "pseudo")
+
 PresetName = Literal["samcorrect", "huang2023"]
 
 
@@ -39,9 +41,27 @@ class Settings(BaseModel):
     student_batch_size: int = Field(8, ge=1, le=256, description="slices in a training batch")
     student_side_px: int = Field(128, ge=32, le=512, multiple_of=16, description="largest side of the student's frame")
     student_learning_rate: float = Field(2e-3, gt=0, le=1, description="peak learning rate")
+    train_on: str = Field(
+        "approved,corrected,pseudo",
+        description="states of the labels that a student learns from, of approved, corrected and pseudo; all but "
+        "approved ones by their quality, rejected ones never",
+    )
     audit_share: float = Field(0.2, ge=0, le=1, description="share of the queue that serves random images")
     lease_s: float = Field(1800, gt=0, description="seconds an image stays reserved for one annotator")
     max_upload_mb: int = Field(4096, ge=1, le=2**20, description="largest upload that the server takes, in MiB")
+
+    @property
+    def states_to_train_on(self) -> tuple[str, ...]:
+        """`train_on`, in the order of TRAINABLE_STATES."""
+        return tuple(self.train_on.split(","))
+
+    @field_validator("train_on")
+    @classmethod
+    def _check_train_on(cls, states: str) -> str:
+        given = {state.strip() for state in states.split(",")}
+        if not given <= set(TRAINABLE_STATES):
+            raise ValueError(f"some of {', '.join(TRAINABLE_STATES)} are wanted, with commas between them")
+        return ",".join(state for state in TRAINABLE_STATES if state in given)
 
     @field_validator("ledger_url")
     @classmethod

@@ -14,7 +14,7 @@ from samcorrect.lib.store.volumes import Volume
 
 
 class BestLabelTask(MaskTask):
-    """The best stored label, at once: final over corrected over original."""
+    """The best stored label, at once: final over corrected over original; a rejected one, to repair it, before none."""
 
     text = "The best stored label of the image, with its score: nothing is computed"
 
@@ -22,12 +22,12 @@ class BestLabelTask(MaskTask):
         """Read the label. Raises UnknownLabelError where there is none."""
         store = self.workspace.store
         image_id = _require_stored(infer_request)
-        row = store.ledger.best_label(image_id)
+        row = store.ledger.best_label(image_id, with_rejected=True)
         if row is None:
             raise UnknownLabelError(f"{image_id} has no label yet; infer with the model sam makes one")
         names = name_indices(row.info["present_indices"], self.workspace.protocol, row.info.get("label_info", ()))
         quality = store.ledger.quality(row.id).get(0)
-        params: dict[str, Any] = {"label_tag": row.tag, "maker": row.maker}
+        params: dict[str, Any] = {"label_tag": row.tag, "maker": row.maker, "state": row.state}
         if quality is not None:
             params |= {"score": quality.score, "expected_dice": quality.expected_dice, "reasons": quality.reasons}
         return Segmented(label_map=store.read_label(row, volume), names={i: n for n, i in names.items()}, params=params)

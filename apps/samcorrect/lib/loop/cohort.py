@@ -72,7 +72,7 @@ class Cohort:
 
 
 def best_labels(workspace: Workspace) -> dict[str, LabelVersionRow]:
-    """Image id to its best label, by `store.ledger.best_of`."""
+    """Image id to its best label, by `best_of`; an image of which every label is rejected has none."""
     ledger = workspace.store.ledger
     latest = ledger.latest_labels()
     best: dict[str, LabelVersionRow] = {}
@@ -81,6 +81,12 @@ def best_labels(workspace: Workspace) -> dict[str, LabelVersionRow]:
         if label is not None:
             best[row.id] = label
     return best
+
+
+def standing(workspace: Workspace, cohort: Cohort) -> np.ndarray:
+    """(n,) bool: nobody rejected the label, also not since it was read."""
+    rejected = {label.id for label in workspace.store.ledger.rejected_labels()}
+    return np.array([label.id not in rejected for label in cohort.labels], dtype=bool)
 
 
 def load_cohort(

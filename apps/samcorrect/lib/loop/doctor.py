@@ -12,7 +12,7 @@ from samcorrect.lib.loop.workspace import PROTOCOL_NAME, count_cores, open_works
 from samcorrect.lib.networks.sam import has_fast_bf16, load_sam
 from samcorrect.lib.protocol import load_protocol
 from samcorrect.lib.settings import Settings
-from samcorrect.lib.store.records.publications import PACS_PENDING, PACS_REFUSED
+from samcorrect.lib.store.schema import PACS_PENDING, PACS_REFUSED
 from samcorrect.lib.store.sources import open_studies
 from samcorrect.lib.store.studies import require_images
 

@@ -91,7 +91,7 @@ def pseudo_label_store(
     if image_ids is not None:
         rows = [workspace.store.ledger.image(image_id) for image_id in image_ids]
     recipe = _recipe(workspace)
-    latest = workspace.store.ledger.latest_labels()
+    latest = workspace.store.ledger.latest_labels(with_rejected=True)
     todo = [row for row in rows if _is_missing(workspace, latest.get((row.id, TAG_ORIGINAL)), recipe, row)]
     usable, shapes = [], []
     for done, row in enumerate(todo):
@@ -132,9 +132,11 @@ def masks_to_grid(masks: np.ndarray, shape_hw: tuple[int, int]) -> np.ndarray:
 
 
 def _is_missing(workspace: Workspace, label: LabelVersionRow | None, recipe: str, row: ImageRow) -> bool:
-    """Whether SAM has to label an image: none of this recipe and file yet; a mask that was brought along stays."""
+    """Whether SAM has to label an image: none of this recipe and file yet, not even a rejected one; a mask that was
+    brought along stays, unless it is rejected.
+    """
     if label is None or not label.maker.startswith(MAKER):
-        return label is None
+        return label is None or label.is_rejected
     return label.info["recipe"] != recipe or label.info["image_sha256"] != _file_sha256(workspace, row)
 
 
@@ -199,7 +201,7 @@ def _shapes_of(
     told = [
         label.info["structures"]
         for (_, tag), label in latest.items()
-        if tag == TAG_ORIGINAL and label.info.get("recipe") == recipe
+        if tag == TAG_ORIGINAL and label.info.get("recipe") == recipe and not label.is_rejected
     ]
     return [[np.array(structures[name]["usual_shape"], dtype=np.float64) for name in names] for structures in told]
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from samcorrect.lib.core.selection import WHY_AUDIT, WHY_RANDOM, WHY_UNSCORED, WHY_WORST, draw_is_audit
 from samcorrect.lib.errors import RequestError
+from samcorrect.lib.loop.reviews import why_rejected
 from samcorrect.lib.loop.workspace import Workspace
 from samcorrect.lib.store.schema import ImageRow
 
@@ -67,8 +68,10 @@ def next_image(
         head = ledger.queue_head(holder, HEAD_SIZE + len(held), now=now)
     why = WHY_RANDOM if strategy == "random" else WHY_AUDIT if is_audit else WHY_WORST
     for row in sorted(head, key=lambda r: r.id in held):
-        if ledger.take_lease(row.id, holder, now=now, lease_s=settings.lease_s, why=why):
-            return _describe(workspace, row, why)
+        # What was drawn at random stays that, whatever else is true of it: the audits are a random sample.
+        rejected = why_rejected(workspace, row.id) if why == WHY_WORST and row.queue_score is None else None
+        if ledger.take_lease(row.id, holder, now=now, lease_s=settings.lease_s, why=rejected or why):
+            return _describe(workspace, row, rejected or why)
     return None
 
 

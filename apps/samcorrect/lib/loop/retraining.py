@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from samcorrect.lib.core.metrics import dice
-from samcorrect.lib.loop.cohort import Cohort, best_labels, load_cohort
+from samcorrect.lib.errors import LabelError
+from samcorrect.lib.loop.cohort import Cohort, best_labels, load_cohort, standing
 from samcorrect.lib.loop.students import SEED_STRIDE, Trained, train_on
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
 from samcorrect.lib.networks.student import Student, predict_frames
@@ -39,7 +40,7 @@ def train_student(
         `digest`, `status` (promoted or refused), `is_provisional`, `dice`, `dice_before`, `reason`, `losses`.
 
     Raises:
-        LabelError: There are no labels.
+        LabelError: There are no labels, or none that the setting `train_on` admits.
     """
     if steps is not None:
         workspace = workspace.with_settings(student_steps=steps)
@@ -64,10 +65,17 @@ def retrain(
     run_id: int | None = None,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
-    """Train on a cohort with labels weighted by the posterior of being good, and let the gate decide. Returns as
-    `train_student`.
+    """Train on those labels of a cohort that the setting `train_on` admits, weighted by the posterior of being good,
+    and let the gate decide. Returns as `train_student`. Raises LabelError where it admits none.
     """
     learnt, held_out = gate_split(cohort)
+    admitted = workspace.settings.states_to_train_on
+    learnt = learnt[[cohort.labels[number].state in admitted for number in learnt]]
+    if not len(learnt):
+        raise LabelError(
+            f"no label has one of the states {', '.join(admitted)} that the student may learn from; make or approve "
+            "some, or let it learn from others with the setting train_on"
+        )
     sampling = np.clip(np.nan_to_num(posterior, nan=MIN_SAMPLING).mean(1), MIN_SAMPLING, 1.0)
     trained = train_on(
         workspace,
@@ -104,6 +112,7 @@ def decide(
     """Compare a candidate with the student in use and promote or refuse it; both stay on the disk."""
     is_provisional = len(held_out) == 0
     numbers = np.flatnonzero((posterior >= 0.5).all(1)) if is_provisional else held_out
+    numbers = numbers[standing(workspace, cohort)[numbers]]
     candidate = _gate_dice(trained.student, cohort, numbers)
     current = workspace.student()
     same_task = current is not None and current.config.indices == cohort.config.indices

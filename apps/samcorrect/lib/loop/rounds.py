@@ -14,6 +14,7 @@ import torch
 
 from samcorrect.lib.core.metrics import rounded
 from samcorrect.lib.errors import ImageError
+from samcorrect.lib.loop.audit import audit_start
 from samcorrect.lib.loop.cohort import Cohort, load_cohort
 from samcorrect.lib.loop.correction import (
     correct_cohort,
@@ -41,6 +42,7 @@ RESULT_SETTINGS = (
     "student_batch_size",
     "student_side_px",
     "student_learning_rate",
+    "train_on",
 )
 # Seeds of runs and of the rounds in them are this far apart; a round uses less than the second.
 RUN_SEED_STRIDE, ROUND_SEED_STRIDE = 1_000_000, 20_000
@@ -78,8 +80,9 @@ def run_loop(workspace: Workspace, *, progress: Progress = no_progress) -> RunRe
     """Run or resume the loop.
 
     A killed run resumes where it was: pseudo-labels and corrections are kept image by image, trainings whole. A
-    finished run of the same settings, images and approvals is only read again. A run starts from the original labels
-    and the approvals it saw at its start, so its result does not depend on earlier runs.
+    finished run of the same settings, images, approvals and rejections is only read again. A run starts from the
+    original labels and the approvals it saw at its start, so its result does not depend on earlier runs. What a person
+    rejects while it runs teaches nothing from then on; from the next round on the label before takes its place.
 
     Args:
         workspace: With a protocol.
@@ -95,16 +98,15 @@ def run_loop(workspace: Workspace, *, progress: Progress = no_progress) -> RunRe
     run = _open_run(workspace)
     result = RunResult(run.id, seconds=seconds.seconds)
     result.labels_first = {i: workspace.store.ledger.label_version(v) for i, v in run.snapshot["labels"].items()}
-    labels = dict(result.labels_first)
     cohort: Cohort | None = None
     for number in range(1, workspace.settings.rounds + 1):
         told = run.progress.get(str(number))
         if told is None:
-            cohort = _with_labels(workspace, cohort, labels, progress)
+            cohort = _with_labels(workspace, cohort, _labels_after(workspace, result, number - 1), progress)
             told = _run_round(workspace, cohort, result, number, progress)
             workspace.store.ledger.update_run(run.id, progress={str(number): told})
         result.rounds.append(told)
-        labels = _labels_after(workspace, labels, run.id, number)
+    labels = _labels_after(workspace, result, workspace.settings.rounds)
     last = workspace.store.ledger.run(run.id).progress.get("final_scores")
     if last is None:
         # What an earlier run left behind does not outrank what this run ends with.
@@ -173,7 +175,8 @@ def _retrain_round(
     progress: Progress,
 ) -> dict[str, Any]:
     labels = {row.id: label for row, label in zip(cohort.images, cohort.labels, strict=True)}
-    updated = _with_labels(workspace, cohort, _labels_after(workspace, labels, run_id, number), progress)
+    labels |= workspace.store.ledger.run_labels(TAG_CORRECTED, run_id, number)
+    updated = _with_labels(workspace, cohort, labels, progress)
     weights: torch.Tensor | None = None
     posterior = np.ones(scores.posterior.shape)
     if workspace.settings.preset == "samcorrect":
@@ -204,26 +207,32 @@ def _open_run(workspace: Workspace) -> RunRow:
         raise ImageError(f"none of the {len(faults)} image(s) can be used; the first fault: {faults[0][1]}")
     labels = {image_id: label.id for image_id, label in found.items()}
     contents = {image_id: label.content_sha256 for image_id, label in found.items()}
+    rejected = sorted([label.image_id, label.content_sha256] for label in ledger.rejected_labels())
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
-    key = hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([contents, rejected], sort_keys=True).encode()).hexdigest()
     run, is_known = ledger.open_run(digest, config, {"key": key, "labels": labels})
     if is_known:
         logger.info("run %d goes on (%s)", run.id, "finished" if run.is_finished else "unfinished")
+    else:
+        audit_start(workspace, f"loop, run {run.id}")
     return run
 
 
-def _labels_after(
-    workspace: Workspace, labels: dict[str, LabelVersionRow], run_id: int, number: int
-) -> dict[str, LabelVersionRow]:
-    corrected = workspace.store.ledger.run_labels(TAG_CORRECTED, run_id, number)
-    return {image_id: corrected.get(image_id, label) for image_id, label in labels.items()}
+def _labels_after(workspace: Workspace, result: RunResult, n_rounds: int) -> dict[str, LabelVersionRow]:
+    """Image id to its label after some rounds, without those that are rejected by now."""
+    ledger = workspace.store.ledger
+    labels = dict(result.labels_first)
+    for number in range(1, n_rounds + 1):
+        labels |= ledger.run_labels(TAG_CORRECTED, result.run_id, number)
+    rejected = {label.id for label in ledger.rejected_labels()}
+    return {image_id: label for image_id, label in labels.items() if label.id not in rejected}
 
 
 def _with_labels(
     workspace: Workspace, cohort: Cohort | None, labels: dict[str, LabelVersionRow], progress: Progress
 ) -> Cohort:
-    """The cohort with other labels; only what changed is read."""
-    if cohort is None:
+    """The cohort with other labels; only what changed is read, unless an image has none any more."""
+    if cohort is None or any(row.id not in labels for row in cohort.images):
         return load_cohort(workspace, labels, progress=progress)
     targets, used = cohort.targets.clone(), list(cohort.labels)
     for number, row in enumerate(cohort.images):

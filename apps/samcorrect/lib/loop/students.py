@@ -14,8 +14,8 @@ import torch
 from scipy.ndimage import binary_dilation
 from torch import nn
 
-from samcorrect.lib.errors import WeightsError
-from samcorrect.lib.loop.cohort import Cohort
+from samcorrect.lib.errors import LabelError, WeightsError
+from samcorrect.lib.loop.cohort import Cohort, standing
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
 from samcorrect.lib.networks.sam import has_fast_bf16
 from samcorrect.lib.networks.student import FORMAT, Student, StudentConfig, load_student, predict_frames, student_bytes
@@ -62,7 +62,7 @@ def train_on(
     Args:
         workspace: Settings and state folder.
         cohort: Images and targets.
-        numbers: Which images, at least one.
+        numbers: Which images, at least one; labels that were rejected since they were read are left out.
         name: Shown in the progress.
         seed: Of the training.
         sampling: (n,) how often each image of the cohort is drawn; 1 by default.
@@ -70,8 +70,14 @@ def train_on(
         targets: Instead of the cohort's.
         dropout: Of the network.
         weigh_batch: Weights from each batch's logits.
+
+    Raises:
+        LabelError: All of the labels were rejected.
     """
     settings = workspace.settings
+    numbers = numbers[standing(workspace, cohort)[numbers]]
+    if not len(numbers):
+        raise LabelError(f"every label that the {name} would learn from was rejected; make new labels, then run again")
     slices = cohort.subset(numbers)
     drawn = np.ones(len(cohort)) if sampling is None else sampling
     data = TrainingData(

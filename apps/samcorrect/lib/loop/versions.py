@@ -14,8 +14,9 @@ def list_versions(workspace: Workspace, image_id: str) -> list[dict[str, Any]]:
     """Every label version of an image, oldest first.
 
     Returns:
-        Of each: `version`, `is_best`, `tag`, `maker`, `round`, `run`, `score` (None where not scored), `parent`,
-        `model_digest`, `runtime`, `prompts`, `created_at` (seconds since the epoch) and `content_sha256`.
+        Of each: `version`, `is_best`, `tag`, `state` (rejected, approved, corrected or pseudo), `maker`, `round`,
+        `run`, `score` (None where not scored), `parent`, `model_digest`, `runtime`, `prompts`, `created_at` (seconds
+        since the epoch) and `content_sha256`.
 
     Raises:
         RequestError, UnknownImageError: No such image.
@@ -31,6 +32,7 @@ def list_versions(workspace: Workspace, image_id: str) -> list[dict[str, Any]]:
                 "version": row.id,
                 "is_best": best is not None and row.id == best.id,
                 "tag": row.tag,
+                "state": row.state,
                 "maker": row.maker,
                 "round": row.round,
                 "run": row.run_id,
@@ -53,7 +55,7 @@ def restore_version(workspace: Workspace, image_id: str, version: int, *, user: 
         UnknownImageError, UnknownLabelError: No such image or version.
         LabelError: The version is another image's, or a machine's while a person has approved the image.
     """
-    return workspace.store.restore_label(_version(workspace, image_id, version), user=user)
+    return workspace.store.restore_label(version_of(workspace, image_id, version), user=user)
 
 
 def diff_versions(workspace: Workspace, image_id: str, first: int, second: int) -> list[dict[str, Any]]:
@@ -67,7 +69,7 @@ def diff_versions(workspace: Workspace, image_id: str, first: int, second: int) 
         UnknownImageError, UnknownLabelError: No such image or version.
         LabelError: A version is another image's.
     """
-    rows = [_version(workspace, image_id, version) for version in (first, second)]
+    rows = [version_of(workspace, image_id, version) for version in (first, second)]
     volume = workspace.store.read_image(image_id)
     before, after = (workspace.store.read_label(row, volume) for row in rows)
     voxel_mm3 = float(abs(np.linalg.det(volume.affine[:3, :3])))
@@ -90,7 +92,13 @@ def diff_versions(workspace: Workspace, image_id: str, first: int, second: int) 
     return told
 
 
-def _version(workspace: Workspace, image_id: str, version: int) -> LabelVersionRow:
+def version_of(workspace: Workspace, image_id: str, version: int) -> LabelVersionRow:
+    """One version of an image's label.
+
+    Raises:
+        RequestError, UnknownImageError, UnknownLabelError: No such image or version.
+        LabelError: The version is another image's.
+    """
     workspace.store.find_image(image_id)
     row = workspace.store.ledger.label_version(version)
     if row.image_id != image_id:

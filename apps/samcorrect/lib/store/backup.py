@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, text
+from sqlalchemy import Connection, func, insert, select
 
 from samcorrect import __version__
 from samcorrect.lib.errors import StoreError
@@ -110,12 +110,9 @@ def restore_backup(
 
 def _copy_tables(source: Ledger, target: Ledger) -> None:
     """Copy every row, as one snapshot, into a ledger that holds none."""
-    with source.session() as reading, target.session(writes=True) as writing:
-        rows = reading.connection(execution_options={"isolation_level": "REPEATABLE READ"} if source.url else None)
-        if source.url is None:
-            rows.execute(text("BEGIN"))  # without it, each SELECT of SQLite would see a snapshot of its own
+    with source.snapshot() as reading, target.session(writes=True) as writing:
         for table in Base.metadata.sorted_tables:
-            result = rows.execute(select(table).order_by(*table.primary_key.columns))
+            result = reading.connection().execute(select(table).order_by(*table.primary_key.columns))
             for part in result.mappings().partitions(ROWS_AT_ONCE):
                 writing.execute(insert(table), [dict(row) for row in part])
         if target.url is not None:

@@ -16,7 +16,7 @@ from samcorrect.lib.store.labels import MACHINE_TAGS, LabelStore
 from samcorrect.lib.store.publishing import Publisher
 from samcorrect.lib.store.records.base import merge_notes
 from samcorrect.lib.store.records.labels import best_of
-from samcorrect.lib.store.records.publications import PACS_PENDING
+from samcorrect.lib.store.reviewer import META, segmentation_meta, take_meta
 from samcorrect.lib.store.schema import TAG_FINAL, TAG_ORIGINAL, TAGS, USER, ImageRow, LabelVersionRow
 from samcorrect.lib.store.volumes import read_image, read_label_map, suffix_of, write_label_map
 
@@ -86,15 +86,29 @@ class LedgerDatastore(Datastore):
         return {"total": counts["images"], "completed": counts["approved"], "label_tags": tags}
 
     def json(self) -> dict[str, Any]:
-        """Per image what Slicer reads at each next sample: the names in its best label."""
+        """Per image what Slicer reads at each next sample, the names in its best label, and what its Reviewer reads:
+        what people decided, of the final label, else of the best one; of a second tag it would be sent back as a
+        decision too.
+        """
         self._refresh_if_changed()
-        labels = self._store.ledger.latest_labels()
+        ledger = self._store.ledger
+        labels, reviews = ledger.latest_labels(), ledger.last_reviews()
+        rejected = {(row.image_id, row.tag): row for row in ledger.rejected_labels()}
         objects: dict[str, Any] = {}
-        for image in self._store.ledger.images():
-            best = best_of(labels.get((image.id, tag)) for tag in TAGS)
-            found = (
-                {} if best is None else {TAG_ORIGINAL: {"info": {"params": {"label_names": self.label_names(best)}}}}
-            )
+        for image in ledger.images():
+            keys = [(image.id, tag) for tag in TAGS]
+            rest = [rejected[key] for key in keys if key in rejected]
+            best = best_of(labels.get(key) for key in keys) or max(rest, key=lambda row: row.id, default=None)
+            final = labels.get((image.id, TAG_FINAL)) or rejected.get((image.id, TAG_FINAL))
+            found: dict[str, Any] = {}
+            if best is not None:
+                found[TAG_ORIGINAL] = {"info": {"params": {"label_names": self.label_names(best)}}}
+            if final is not None:
+                found[TAG_FINAL] = {"info": {"label_info": final.info.get("label_info", [])}}
+            decided = final or best
+            if decided is not None and (final is not None or decided.id in reviews):
+                info = found[TAG_FINAL if final is not None else TAG_ORIGINAL]["info"]
+                info[META] = segmentation_meta(decided, reviews.get(decided.id))
             objects[image.id] = {"image": {"ext": suffix_of(Path(image.path))}, "labels": found}
         return {"name": self._name, "description": self._description, "objects": objects}
 
@@ -192,9 +206,14 @@ class LedgerDatastore(Datastore):
     def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
         """Names in a label and where it comes from."""
         row = self._label(label_id, label_tag)
+        review = self._store.ledger.last_review(row.id)
         return {
             "params": {"label_names": self.label_names(row)},
             "tag": row.tag,
+            "version": row.id,
+            "state": row.state,
+            "reason": review.reason if row.is_rejected and review is not None else None,
+            META: segmentation_meta(row, review),
             "maker": row.maker,
             "round": row.round,
             "model_digest": row.model_digest,
@@ -204,8 +223,14 @@ class LedgerDatastore(Datastore):
         }
 
     def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
-        """Merge notes of a viewer into a label's info; provenance cannot be changed. Raises RequestError as above."""
-        self._store.ledger.update_label_notes(self._label(label_id, label_tag).id, _mapping(info, "info"))
+        """Merge notes of a viewer into a label's info; `segmentationMeta` approves, rejects or comments, and nothing
+        else of a label can be changed.
+        """
+        row, notes = self._label(label_id, label_tag), _mapping(info, "info")
+        if META in notes:
+            user = str(notes.get("user") or "unknown")
+            row = take_meta(self._store, row, self._store.ledger.last_review(row.id), notes[META], user)
+        self._store.ledger.update_label_notes(row.id, notes)
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
         """Keep a submitted label byte for byte as a new version.
@@ -233,8 +258,6 @@ class LedgerDatastore(Datastore):
         present = present_indices(read_label_map(path).array)
         value_to_index = map_values(present, entries, self._protocol)
         info = {"label_info": entries, "value_to_index": {str(k): v for k, v in value_to_index.items()}}
-        if self._publisher is not None and tag == TAG_FINAL:
-            info["pacs"] = {"state": PACS_PENDING, "reason": ""}
         user = str(params.get("user") or params.get("client_id") or "unknown")[:200]
         return self._store.submit_label(image_id, path, tag=tag, user=user, info=info).image_id
 
@@ -262,7 +285,7 @@ class LedgerDatastore(Datastore):
         self._image(image_id)
         if check_tag(tag) != TAG_ORIGINAL:
             return self._store.label(image_id, tag)
-        best = self._store.ledger.best_label(image_id)
+        best = self._store.ledger.best_label(image_id, with_rejected=True)
         if best is None:
             raise UnknownLabelError(f"{image_id} has no label yet; infer with the model sam makes one")
         return best

@@ -73,6 +73,8 @@ class DicomWebStudies:
         location: The URL, for messages; it holds no credentials.
     """
 
+    takes_labels = True
+
     def __init__(
         self,
         url: str,

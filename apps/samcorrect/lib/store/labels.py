@@ -16,7 +16,7 @@ from samcorrect.lib.store.files import write_atomically
 from samcorrect.lib.store.image_ids import check_image_id
 from samcorrect.lib.store.label_names import present_indices
 from samcorrect.lib.store.ledger import Ledger
-from samcorrect.lib.store.records.publications import PACS_PENDING
+from samcorrect.lib.store.records.audit import shown_name
 from samcorrect.lib.store.schema import TAG_CORRECTED, TAG_FINAL, TAG_ORIGINAL, USER, ImageRow, LabelVersionRow
 from samcorrect.lib.store.studies import Studies, require_images
 from samcorrect.lib.store.volumes import (
@@ -63,6 +63,7 @@ class LabelStore:
         found, refused = studies.scan()
         self._sweep_scratch()
         self.ledger = Ledger(self.state_dir, ledger_url)
+        self.ledger.sends_finals = studies.takes_labels
         self.ledger.sync_images(found, refused)
 
     def rescan(self) -> None:
@@ -208,9 +209,9 @@ class LabelStore:
         if value_to_index:
             label_map = renumber(label_map, {int(k): v for k, v in value_to_index.items()})
         info["present_indices"] = present_indices(label_map)
-        best = self.ledger.best_label(image_id)
-        parent_id = best.id if best else None
-        return self._enter(image_id, path, tag=tag, maker=f"{USER}{user}", parent_id=parent_id, info=info, prompts={})
+        best = self.ledger.best_label(image_id, with_rejected=True)
+        of = {"maker": f"{USER}{shown_name(user)}", "parent_id": best.id if best else None}
+        return self._enter(image_id, path, tag=tag, info=info, prompts={}, **of)
 
     def make_best(self, label: LabelVersionRow) -> LabelVersionRow:
         """Enter a machine's label once more, as the newest version, unless the image's best label is equal or final.
@@ -244,15 +245,40 @@ class LabelStore:
                 f"{best.maker.removeprefix(USER)} approved: load version {label.id} in a viewer and submit it, "
                 f"or restore a version with the tag {TAG_FINAL!r}"
             )
-        info = {**label.info, "restored_by": user}
-        if "pacs" in info:
-            info["pacs"] = {"state": PACS_PENDING, "reason": ""}
         maker = f"{USER}{user}" if label.tag == TAG_FINAL else label.maker
-        return self.ledger.add_copy(label, maker=maker, info=info)
+        return self.ledger.add_copy(label, restored_by=user, maker=maker)
+
+    def approve_label(
+        self,
+        label: LabelVersionRow,
+        *,
+        user: str,
+        comment: str = "",
+        expected_best: int | None = None,
+        even_rejected: bool = False,
+    ) -> LabelVersionRow:
+        """Enter a version once more as `user`'s final label, without a change, which approves its image.
+
+        Args:
+            label: Any version.
+            user: Who approves.
+            comment: Kept with the approval.
+            expected_best: The best version that they saw; by default `label`.
+            even_rejected: They know that the version was rejected; the rejection stays on it, and not on the new one.
+
+        Raises:
+            RequestError: The name is blank, or it or the comment is too long or holds control characters.
+            ConflictError: The version is rejected, or somebody else's final label is newer than what they saw.
+            StoreError: Its file is gone or was changed.
+        """
+        self._require_unchanged(label.path, label.content_sha256)
+        return self.ledger.approve(
+            label.id, reviewer=user, comment=comment, expected_best=expected_best, even_rejected=even_rejected
+        )
 
     def label(self, image_id: str, tag: str) -> LabelVersionRow:
-        """The newest label of one tag. Raises UnknownImageError or UnknownLabelError."""
-        row = self.ledger.latest_label(self.ledger.image(image_id).id, tag)
+        """The newest label of one tag, a rejected one before none. Raises UnknownImageError or UnknownLabelError."""
+        row = self.ledger.latest_label(self.ledger.image(image_id).id, tag, with_rejected=True)
         if row is None:
             raise UnknownLabelError(f"{image_id} has no label with the tag {tag[:40]!r}")
         return row

@@ -8,16 +8,26 @@ from pathlib import Path
 
 from samcorrect.lib.errors import StoreError
 from samcorrect.lib.store.engine import open_engine
-from samcorrect.lib.store.records.audit import AuditRecords
+from samcorrect.lib.store.records.audit import AuditRecords, Refusals
 from samcorrect.lib.store.records.images import ImageRecords
 from samcorrect.lib.store.records.labels import LabelRecords
 from samcorrect.lib.store.records.models import ModelRecords
 from samcorrect.lib.store.records.publications import PublicationRecords
 from samcorrect.lib.store.records.queue import QueueRecords
+from samcorrect.lib.store.records.reviews import ReviewRecords
 from samcorrect.lib.store.records.runs import RunRecords
 
 
-class Ledger(ImageRecords, LabelRecords, QueueRecords, ModelRecords, RunRecords, AuditRecords, PublicationRecords):
+class Ledger(
+    ImageRecords,
+    LabelRecords,
+    QueueRecords,
+    ModelRecords,
+    RunRecords,
+    ReviewRecords,
+    AuditRecords,
+    PublicationRecords,
+):
     """Reads and writes of the ledger; rows come back detached from the session.
 
     Attributes:
@@ -34,6 +44,7 @@ class Ledger(ImageRecords, LabelRecords, QueueRecords, ModelRecords, RunRecords,
         """
         self.state_dir = state_dir
         self.url = url
+        self._refusals = Refusals()
         try:
             state_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -12,8 +12,7 @@ from samcorrect.lib.store.dicom_seg import Origin, write_seg
 from samcorrect.lib.store.dicomweb import DicomWebStudies
 from samcorrect.lib.store.image_ids import log_name
 from samcorrect.lib.store.labels import LabelStore
-from samcorrect.lib.store.records.publications import PACS_PENDING, PACS_REFUSED, PACS_STORED
-from samcorrect.lib.store.schema import TAG_FINAL, USER, LabelVersionRow
+from samcorrect.lib.store.schema import PACS_PENDING, PACS_REFUSED, PACS_STORED, TAG_FINAL, USER, LabelVersionRow
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,13 @@ IMAGE_STATUS_OK = "ok"
 IMAGE_STATUS_QUARANTINED = "quarantined"
 TAG_ORIGINAL, TAG_CORRECTED, TAG_FINAL = "original", "corrected", "final"
 TAGS = (TAG_ORIGINAL, TAG_CORRECTED, TAG_FINAL)
+PACS_PENDING, PACS_STORED, PACS_REFUSED = "pending", "stored", "refused"
 # Makers that are persons begin with it.
 USER = "user:"
+DECISION_APPROVED, DECISION_REJECTED, DECISION_COMMENT = "approved", "rejected", "comment"
+# States of an image; of a label the same, without the first two.
+STATE_UNLABELLED, STATE_IN_REVIEW, STATE_REJECTED = "unlabelled", "in review", "rejected"
+STATE_OF_TAG = {TAG_FINAL: "approved", TAG_CORRECTED: "corrected", TAG_ORIGINAL: "pseudo"}
 MODEL_CANDIDATE, MODEL_PROMOTED, MODEL_REFUSED, MODEL_RETIRED = "candidate", "promoted", "refused", "retired"
 
 
@@ -69,6 +74,7 @@ class LabelVersionRow(Base):
         Index("ix_label_image_tag", "image_id", "tag", "id"),
         Index("ix_label_tag", "tag", "image_id"),
         Index("ix_label_run", "run_id", "round"),
+        Index("ix_label_rejected", "is_rejected", "image_id"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -86,6 +92,11 @@ class LabelVersionRow(Base):
     created_at: Mapped[float]
     is_rejected: Mapped[bool] = mapped_column(default=False, server_default=false())
     info: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+
+    @property
+    def state(self) -> str:
+        """rejected, approved, corrected or pseudo; a viewer's own tag is pseudo, since nobody vouches for it."""
+        return STATE_REJECTED if self.is_rejected else STATE_OF_TAG.get(self.tag, STATE_OF_TAG[TAG_ORIGINAL])
 
 
 class QualityRow(Base):
@@ -155,7 +166,7 @@ class ReviewRow(Base):
     """What a person decided about a label: `decision` is approved, rejected or comment; `reason` is theirs."""
 
     __tablename__ = "review"
-    __table_args__ = (Index("ix_review_image", "image_id", "id"),)
+    __table_args__ = (Index("ix_review_image", "image_id", "id"), Index("ix_review_label", "label_version_id", "id"))
 
     id: Mapped[int] = mapped_column(primary_key=True)
     image_id: Mapped[str] = mapped_column(ForeignKey("image.id"))

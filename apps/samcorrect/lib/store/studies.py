@@ -33,6 +33,8 @@ class Studies(Protocol):
     """A source of images."""
 
     location: str
+    # Whether labels that a person approved go there.
+    takes_labels: bool
 
     def scan(self) -> tuple[list[ImageFile], list[tuple[str, str]]]:
         """The images in order of id, and (name, reason) for what cannot be used because of its name."""
@@ -70,6 +72,8 @@ class LocalStudies:
         folder: The folder, absolute.
         location: The same as text.
     """
+
+    takes_labels = False
 
     def __init__(self, folder: Path, *, passed_over: Iterable[Path] = ()):
         """Read the images of `folder`.

@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
@@ -24,10 +24,16 @@ TURN_NAME = "ledger.lock"
 MAX_NOTES_BYTES = 2**16
 
 
+# In `Session.info`.
+SENDS_FINALS = "sends_finals"
+
+
 class Records:
     """A database and its transactions; rows come back detached from the session."""
 
     state_dir: Path
+    # Whether a person's labels are to be sent to a PACS.
+    sends_finals: bool = False
     _engine: Engine
 
     @contextmanager
@@ -43,7 +49,11 @@ class Records:
         """
         try:
             turn = self._turn() if writes else nullcontext()
-            with turn, Session(self._engine, expire_on_commit=False) as session, session.begin():
+            with (
+                turn,
+                Session(self._engine, expire_on_commit=False, info={SENDS_FINALS: self.sends_finals}) as session,
+                session.begin(),
+            ):
                 if writes:
                     take_write_lock(session.connection())
                 yield session
@@ -61,6 +71,16 @@ class Records:
         with (self.state_dir / TURN_NAME).open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Session]:
+        """A transaction that sees one state of the ledger in all of its reads, whoever writes in the meantime."""
+        with self.session() as session:
+            if self._engine.dialect.name == "sqlite":
+                session.execute(text("BEGIN"))  # without it, each SELECT would see a snapshot of its own
+            else:
+                session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+            yield session
 
 
 def merge_notes(notes: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:

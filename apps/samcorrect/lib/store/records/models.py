@@ -2,11 +2,10 @@
 
 from sqlalchemy import select, update
 
-from samcorrect.lib.store.records.audit import EVENT_PROMOTED, EVENT_REFUSED_MODEL, append_audit
+from samcorrect.lib.store.records.audit import append_audit
 from samcorrect.lib.store.records.base import Records
+from samcorrect.lib.store.records.events import EVENT_PROMOTED, EVENT_REFUSED_MODEL, SAMCORRECT
 from samcorrect.lib.store.schema import MODEL_PROMOTED, MODEL_REFUSED, MODEL_RETIRED, ModelRow
-
-DECIDER = "samcorrect"
 
 
 class ModelRecords(Records):
@@ -33,7 +32,7 @@ class ModelRecords(Records):
             row.metrics = {**row.metrics, **metrics}
             details = {"digest": row.digest, "round": row.round, "reason": str(metrics.get("reason", ""))}
             event = EVENT_PROMOTED if is_promoted else EVENT_REFUSED_MODEL
-            append_audit(session, event, actor=DECIDER, details=details)
+            append_audit(session, event, actor=SAMCORRECT, details=details)
 
     def promoted_model(self) -> ModelRow | None:
         """The model in use, or None."""

@@ -6,9 +6,8 @@ from sqlalchemy import Select, select
 
 from samcorrect.lib.store.records.audit import append_audit
 from samcorrect.lib.store.records.base import Records
-from samcorrect.lib.store.schema import TAG_FINAL, LabelVersionRow
+from samcorrect.lib.store.schema import PACS_PENDING, PACS_STORED, TAG_FINAL, LabelVersionRow
 
-PACS_PENDING, PACS_STORED, PACS_REFUSED = "pending", "stored", "refused"
 EVENT_STORED, ACTOR = "label stored in the PACS", "samcorrect"
 
 

@@ -5,15 +5,15 @@ import time
 from sqlalchemy import select
 
 from samcorrect.lib.store.records.base import Records
-from samcorrect.lib.store.schema import RunRow
+from samcorrect.lib.store.schema import LabelVersionRow, RunRow
 
 
 class RunRecords(Records):
     """Reads and writes of runs."""
 
     def open_run(self, config_digest: str, config: dict, snapshot: dict) -> tuple[RunRow, bool]:
-        """The run to work on: of this config an unfinished one of the same images or a finished one of the same
-        snapshot, else a new one.
+        """The run to work on: of this config an unfinished one of the same images, unless a label that it starts from
+        was rejected since, or a finished one of the same snapshot, else a new one.
 
         Args:
             config_digest: What the run is asked to do.
@@ -31,7 +31,10 @@ class RunRecords(Records):
                 is_same = last.snapshot["key"] == snapshot["key"]
                 seen = last.snapshot["labels"].keys()
                 has_its_images = bool(seen) and seen <= snapshot["labels"].keys()
-                if is_same or (not last.is_finished and has_its_images):
+                starts = set(last.snapshot["labels"].values())
+                rejected = session.scalars(select(LabelVersionRow.id).where(LabelVersionRow.is_rejected.is_(True)))
+                may_go_on = not last.is_finished and has_its_images and starts.isdisjoint(rejected)
+                if is_same or may_go_on:
                     return last, True
             row = RunRow(config_digest=config_digest, config=config, snapshot=snapshot, started_at=time.time())
             session.add(row)
