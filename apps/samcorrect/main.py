@@ -15,6 +15,7 @@ from samcorrect.lib.compat.quiet_logs import silence_host_logs
 from samcorrect.lib.compat.sessions import keep_sessions_in
 from samcorrect.lib.configs.tasks import MODELS
 from samcorrect.lib.infers.batch import PseudoLabelBatch
+from samcorrect.lib.loop.audit import audit_refusal, audit_start
 from samcorrect.lib.loop.workspace import PROTOCOL_NAME, open_workspace
 from samcorrect.lib.scoring.tasks import LabelQuality, SelfCorrection
 from samcorrect.lib.server.mend import mend_server
@@ -100,5 +101,10 @@ class SamCorrect(MONAILabelApp):
 
     def on_init_complete(self) -> None:
         """Called by the server, and only by the server, when the app is up."""
-        mend_server(self.workspace.settings.max_upload_mb)
+        mend_server(self.workspace.settings.max_upload_mb, self.on_refusal)
+        audit_start(self.workspace, "serve")
         super().on_init_complete()
+
+    def on_refusal(self, method: str, route: str, status: int, error: str, client: str, image_id: str | None) -> None:
+        """Note a refused request in the audit log."""
+        audit_refusal(self.workspace, method, route, status, error, client, image_id=image_id)

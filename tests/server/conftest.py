@@ -30,6 +30,6 @@ def samcorrect_app(make_studies, tmp_path, monkeypatch) -> SamCorrect:
 def client(samcorrect_app) -> TestClient:
     """Speaks to our routes alone: what they do not take is 404."""
     application = FastAPI()
-    add_error_handlers(application)
+    add_error_handlers(application, samcorrect_app.on_refusal)
     add_routes(application)
     return TestClient(application)

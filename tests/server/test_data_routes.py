@@ -1,5 +1,6 @@
 import hashlib
 import io
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import nibabel as nib
@@ -91,3 +92,15 @@ def test_a_note_about_a_label_keeps_its_provenance(client, samcorrect_app, path,
     info = samcorrect_app.datastore().get_label_info("a", "final")
     assert info["maker"] == "user:bob"
     assert info["viewer"] == {"maker": "sam", "user": "eve", "client_id": "eve"}
+
+
+def test_a_refused_write_is_in_the_audit_log_without_what_was_sent_and_a_refused_read_is_not(client, samcorrect_app):
+    ledger = samcorrect_app.workspace.store.ledger
+    before = len(list(ledger.audit_rows()))
+    assert client.put("/datastore/image/info?image=Jane%20Doe", data={"info": "{}"}).status_code == 404
+    assert client.put("/datastore/image/info?image=a", data={"info": "[]"}).status_code == 400
+    assert client.head("/datastore/image?image=nobody").status_code == 404
+    unknown, known = list(ledger.audit_rows())[before:]
+    assert (unknown.event, unknown.image_id, known.image_id) == ("request refused", None, "a")
+    assert json.loads(known.details)["route"] == "/datastore/image/info"
+    assert "Jane" not in unknown.details + unknown.actor

@@ -5,6 +5,7 @@ The host has no handler at all: without this one its clients see "Internal Serve
 
 import logging
 import tempfile
+from collections.abc import Callable
 from http import HTTPStatus
 from json import JSONDecodeError
 
@@ -12,9 +13,11 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
+from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 
 from samcorrect.lib.errors import (
+    ConflictError,
     DependencyError,
     ImageError,
     LabelError,
@@ -33,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 # The first class that an error is an instance of decides.
 STATUS_OF_ERROR: dict[type[SamCorrectError], HTTPStatus] = {
+    ConflictError: HTTPStatus.CONFLICT,
     RequestError: HTTPStatus.BAD_REQUEST,
     UnknownImageError: HTTPStatus.NOT_FOUND,
     UnknownLabelError: HTTPStatus.NOT_FOUND,
@@ -45,6 +49,9 @@ STATUS_OF_ERROR: dict[type[SamCorrectError], HTTPStatus] = {
     StoreError: HTTPStatus.SERVICE_UNAVAILABLE,
     DependencyError: HTTPStatus.NOT_IMPLEMENTED,
 }
+WRITING_METHODS = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+# (method, route, status, error class, client's address, image id or None)
+OnRefusal = Callable[[str, str, int, str, str, str | None], None]
 # APP_INIT_ERROR is what the host raises for a strategy that it does not know.
 STATUS_OF_HOST_ERROR = {
     MONAILabelError.INVALID_INPUT: HTTPStatus.BAD_REQUEST,
@@ -53,8 +60,14 @@ STATUS_OF_HOST_ERROR = {
 INTERNAL_DETAIL = "samcorrect failed on this request; the server's log has the reason"
 
 
-def add_error_handlers(app: FastAPI) -> None:
-    """Answer every error with JSON that names what is wrong; the middleware stack must be rebuilt afterwards."""
+def add_error_handlers(app: FastAPI, on_refusal: OnRefusal = lambda *_told: None) -> None:
+    """Answer every error with JSON that names what is wrong; the middleware stack must be rebuilt afterwards.
+
+    Args:
+        app: The host's application.
+        on_refusal: Told, after the reply, of every request that would have written and was refused.
+    """
+    app.state.on_refusal = on_refusal
     app.add_exception_handler(SamCorrectError, _samcorrect_error)
     app.add_exception_handler(MONAILabelException, _host_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -103,4 +116,10 @@ def _reply(request: Request, status: int, error: str, detail: str) -> JSONRespon
     # Neither path, query nor detail: they are the client's, and image ids can hold the names of patients.
     route = getattr(request.scope.get("route"), "path", "unknown route")
     logger.warning("%s %s: %d %s", request.method, route, status, error)
-    return JSONResponse({"error": error, "detail": detail}, status)
+    told = None
+    if request.method in WRITING_METHODS and HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR:
+        client = request.client.host if request.client else "unknown"
+        # After the reply and in a thread: the ledger may be busy, and nobody has to wait for it.
+        of = (request.method, route, int(status), error, client, request.query_params.get("image"))
+        told = BackgroundTask(request.app.state.on_refusal, *of)
+    return JSONResponse({"error": error, "detail": detail}, status, background=told)

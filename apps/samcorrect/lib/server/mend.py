@@ -6,11 +6,11 @@ from monailabel.config import settings as host_settings
 from samcorrect.lib.compat.background_tasks import ensure_pythonpath
 from samcorrect.lib.compat.body_limit import limit_bodies
 from samcorrect.lib.compat.cross_origin import forbid_other_origins
-from samcorrect.lib.server.errors import add_error_handlers
+from samcorrect.lib.server.errors import OnRefusal, add_error_handlers
 from samcorrect.lib.server.routes import add_routes
 
 
-def mend_server(max_upload_mb: int) -> None:
+def mend_server(max_upload_mb: int, on_refusal: OnRefusal) -> None:
     """Add error handlers, limits and our routes to the host's application, and close it to other origins.
 
     The host imports our app inside the application's lifespan, when Starlette has built its middleware stack already.
@@ -18,10 +18,11 @@ def mend_server(max_upload_mb: int) -> None:
 
     Args:
         max_upload_mb: The setting of that name, in units of 2**20 bytes.
+        on_refusal: See `add_error_handlers`.
     """
     ensure_pythonpath()
     forbid_other_origins(app, [str(origin) for origin in host_settings.MONAI_LABEL_CORS_ORIGINS])
     limit_bodies(app, max_upload_mb * 2**20)
-    add_error_handlers(app)
+    add_error_handlers(app, on_refusal)
     add_routes(app)
     app.middleware_stack = None
