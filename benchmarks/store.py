@@ -37,6 +37,7 @@ from samcorrect.lib.loop.queue import next_image
 from samcorrect.lib.loop.workspace import Workspace, open_workspace
 from samcorrect.lib.settings import Settings
 from samcorrect.lib.store.datastore import LedgerDatastore
+from samcorrect.lib.store.records.listing import relist
 from samcorrect.lib.store.schema import ImageRow, LabelVersionRow, QualityRow
 from samcorrect.lib.store.volumes import LPS_TO_RAS, write_label_map
 
@@ -98,12 +99,12 @@ def make_studies(studies: Path, n_images: int, *, is_flat: bool) -> Path:
     """Fill a studies folder with small pictures and a protocol; returns it."""
     studies.mkdir(parents=True)
     (studies / "protocol.yaml").write_text(PROTOCOL, encoding="utf-8")
-    picture = studies / f"{_image_id(0, is_flat=True)}.png"
+    picture = studies / f"{case_id(0, is_flat=True)}.png"
     Image.new("L", (SIDE_PX, SIDE_PX), 90).save(picture)
     content = picture.read_bytes()
     picture.unlink()
     for number in range(n_images):
-        path = studies / f"{_image_id(number, is_flat=is_flat)}.png"
+        path = studies / f"{case_id(number, is_flat=is_flat)}.png"
         if number % FOLDER_SIZE == 0:
             path.parent.mkdir(exist_ok=True)
         path.write_bytes(content)
@@ -150,6 +151,7 @@ def fill_ledger(workspace: Workspace) -> None:
             for i, q in zip(images, scores, strict=True)
         ]
         session.execute(update(ImageRow), queued)
+        relist(session)
     store.ledger.close()
 
 
@@ -178,14 +180,14 @@ def measure_calls(studies: Path, *, n_calls: int) -> dict[str, float]:
             "label_submit": lambda n, i: datastore.save_label(i, str(submitted), "final", {"user": "reader"}),
         }
         for kind, call in calls.items():
-            numbers |= _percentiles(kind, _seconds_of(call, chosen))
+            numbers |= percentiles(kind, seconds_of(call, chosen))
     # What Slicer and the host ask of the whole store, at every next sample.
     for kind, whole in {
         "list_images": datastore.list_images,
         "json": datastore.json,
         "status": datastore.status,
     }.items():
-        numbers |= _percentiles(kind, _seconds_of(lambda n, i, whole=whole: whole(), range(3)))
+        numbers |= percentiles(kind, seconds_of(lambda n, i, whole=whole: whole(), range(3)))
     numbers["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     ledger.close()
     return numbers
@@ -199,11 +201,11 @@ def measure_server(studies: Path) -> dict[str, float]:
     command = [sys.executable, "-m", "samcorrect.cli", "serve", "--studies", str(studies), "--port", str(port)]
     settings = {f"SAMCORRECT_{key.upper()}": str(value) for key, value in SETTINGS.items()}
     started = time.perf_counter()
-    with _running(command, settings, studies.parent / "server.log") as process:
-        _get_info(port, process, studies.parent / "server.log")
+    with running(command, settings, studies.parent / "server.log") as process:
+        wait_for_server(port, process, studies.parent / "server.log")
         numbers = {"server_first_info_s": time.perf_counter() - started}
         again = time.perf_counter()
-        _get_info(port, process, studies.parent / "server.log")
+        wait_for_server(port, process, studies.parent / "server.log")
         numbers["server_info_s"] = time.perf_counter() - again
         numbers["server_memory_mb"] = psutil.Process(process.pid).memory_info().rss / 2**20
     return numbers
@@ -212,18 +214,19 @@ def measure_server(studies: Path) -> dict[str, float]:
 def measure_upstream(studies: Path, n_images: int) -> dict[str, float]:
     """The host's local datastore: start and one info update."""
     for number in range(n_images):
-        (studies / f"{_image_id(number, is_flat=True)}.nii.gz").write_bytes(b"voxels")
+        (studies / f"{case_id(number, is_flat=True)}.nii.gz").write_bytes(b"voxels")
     started = time.perf_counter()
     datastore = LocalDatastore(str(studies))
     numbers = {"upstream_start_s": time.perf_counter() - started}
-    chosen = [_image_id(int(n), is_flat=True) for n in np.random.default_rng(1).choice(n_images, N_UPSTREAM_CALLS)]
-    return numbers | _percentiles(
-        "upstream_info_update", _seconds_of(lambda n, i: datastore.update_image_info(i, {"seen": n}), chosen)
+    chosen = [case_id(int(n), is_flat=True) for n in np.random.default_rng(1).choice(n_images, N_UPSTREAM_CALLS)]
+    return numbers | percentiles(
+        "upstream_info_update", seconds_of(lambda n, i: datastore.update_image_info(i, {"seen": n}), chosen)
     )
 
 
 @contextmanager
-def _running(command: list[str], settings: dict[str, str], log: Path) -> Iterator[subprocess.Popen]:
+def running(command: list[str], settings: dict[str, str], log: Path) -> Iterator[subprocess.Popen]:
+    """A process that says what it has to say into a file, until the block ends."""
     with log.open("w") as stream:
         process = subprocess.Popen(command, env=os.environ | settings, stdout=stream, stderr=subprocess.STDOUT)
         try:
@@ -233,7 +236,8 @@ def _running(command: list[str], settings: dict[str, str], log: Path) -> Iterato
             process.wait(60)
 
 
-def _get_info(port: int, process: subprocess.Popen, log: Path) -> None:
+def wait_for_server(port: int, process: subprocess.Popen, log: Path) -> None:
+    """Wait for the first answer of a server. Raises RuntimeError where it ends before that, or takes too long."""
     deadline_s = time.monotonic() + SERVER_TIMEOUT_S
     while process.poll() is None and time.monotonic() < deadline_s:
         try:
@@ -249,7 +253,8 @@ def _open(studies: Path) -> Workspace:
     return open_workspace(studies, Settings(**SETTINGS))
 
 
-def _image_id(number: int, *, is_flat: bool) -> str:
+def case_id(number: int, *, is_flat: bool) -> str:
+    """The id of an image of `make_studies`."""
     folder = "" if is_flat else f"ward{number // FOLDER_SIZE:03d}/"
     return f"{folder}case{number:06d}"
 
@@ -272,7 +277,7 @@ def _scores(label_version_id: int, rng: np.random.Generator) -> list[QualityRow]
     return [QualityRow(**_quality_values(label_version_id, index, rng)) for index in STRUCTURES]
 
 
-def _seconds_of(call: Callable[[int, Any], Any], arguments: Sequence[Any]) -> list[float]:
+def seconds_of(call: Callable[[int, Any], Any], arguments: Sequence[Any]) -> list[float]:
     """Seconds of every call; no more calls than fit into MAX_SECONDS, and one at least."""
     seconds: list[float] = []
     for number, argument in enumerate(arguments):
@@ -284,7 +289,8 @@ def _seconds_of(call: Callable[[int, Any], Any], arguments: Sequence[Any]) -> li
     return seconds
 
 
-def _percentiles(kind: str, seconds: list[float]) -> dict[str, float]:
+def percentiles(kind: str, seconds: list[float]) -> dict[str, float]:
+    """Median and 95th percentile in milliseconds, under the name of what was measured."""
     p50, p95 = np.percentile(seconds, (50, 95)) * 1000
     return {f"{kind}_p50_ms": float(p50), f"{kind}_p95_ms": float(p95)}
 

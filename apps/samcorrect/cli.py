@@ -62,6 +62,9 @@ def _add_loop_commands(commands: Any) -> None:
     )
     loop.add_argument("--rounds", type=int, help="rounds of score, correct and retrain (default: 2)")
     loop.add_argument("--out", type=Path, required=True, help="folder for report.html and report.json")
+    loop.add_argument(
+        "--served", action="store_true", help="write progress.json into --out, and end when standard input does"
+    )
     loop.add_argument("--ground-truth", type=Path, help="label maps of the studies, for evaluation only")
     loop.add_argument("--test-images", type=Path, help="held-out images for the comparison")
     loop.add_argument("--test-ground-truth", type=Path, help="label maps of the test images")

@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ from samcorrect.lib.loop.doctor import check_installation
 from samcorrect.lib.loop.evaluation import GroundTruth, evaluate_quality, label_dice
 from samcorrect.lib.loop.exchange import export_labels, import_labels, import_model
 from samcorrect.lib.loop.outcome import write_report
+from samcorrect.lib.loop.progress import ProgressFile
 from samcorrect.lib.loop.pseudo_label import pseudo_label_store
 from samcorrect.lib.loop.queue import next_image
 from samcorrect.lib.loop.retraining import train_student
@@ -43,16 +45,19 @@ from samcorrect.lib.loop.scoring import score_store
 from samcorrect.lib.loop.versions import diff_versions, list_versions, restore_version
 from samcorrect.lib.settings import Settings
 from samcorrect.lib.store.backup import restore_backup, write_backup
+from samcorrect.lib.store.files import write_atomically
 from samcorrect.lib.store.schema import STATE_REJECTED
 from samcorrect.lib.store.sources import open_studies
 from samcorrect.lib.store.studies import LocalStudies
-from samcorrect.lib.store.volumes import write_atomically
 
 # Done, but some input could not be used.
 EXIT_SET_ASIDE = 3
 EXIT_FAULT = 1
 # Lines that `audit verify` prints of one kind.
 MAX_DIFFERENCES = 20
+# The process that started a served run is gone.
+EXIT_ORPHANED = 75
+STDIN = 0
 # Columns of a table that goes into a file or a pipe.
 WIDE = 200
 # The demo has to end within minutes on two cores.
@@ -94,7 +99,7 @@ def _demo(parsed: argparse.Namespace, settings: Settings) -> int:
     studies = parsed.out / "studies"
     shutil.copytree(source / "images", studies, dirs_exist_ok=True)
     shutil.copy(source / "protocol.yaml", studies)
-    parsed.studies, parsed.ground_truth = str(studies), source / "labels"
+    parsed.studies, parsed.ground_truth, parsed.served = str(studies), source / "labels", False
     parsed.test_images, parsed.test_ground_truth = source / "test-images", source / "test-labels"
     update = {"rounds": DEMO_ROUNDS, "student_steps": DEMO_STEPS, "n_candidates": DEMO_CANDIDATES}
     return _loop(parsed, settings.model_copy(update=update))
@@ -114,13 +119,18 @@ def _loop(parsed: argparse.Namespace, settings: Settings) -> int:
         truth.check(workspace.store.studies)
     if test is not None:
         test[1].check(LocalStudies(test[0]))
-    with _progress() as progress:
+    served = ProgressFile(parsed.out, workspace.settings.rounds) if parsed.served else None
+    if served is not None:
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
+    with _progress(served) as progress:
         result = run_loop(workspace, progress=progress)
         comparison = None
         if truth is not None:
             with result.timed("compare"):
                 comparison = compare(workspace, result, truth, out_dir=parsed.out, test=test, progress=progress)
         json_path, html_path = write_report(workspace, result, parsed.out, truth=truth, comparison=comparison)
+    if served is not None:
+        served.finish()
     report = json.loads(json_path.read_text(encoding="utf-8"))
     for name, arm in report["arms"].items():
         low, high = (_shown(bound) for bound in arm["dice_ci95"])
@@ -322,7 +332,9 @@ def _verify(workspace: ws.Workspace, noted: str | None) -> int:
 
 def _require_outside(out: Path, workspace: ws.Workspace) -> None:
     """Raises SettingsError where label files in `out` would be taken for images of the studies."""
-    studies = workspace.store.studies
+    studies, state_dir = workspace.store.studies, workspace.store.state_dir
+    if out.resolve().is_relative_to(state_dir.resolve()):
+        return
     if isinstance(studies, LocalStudies) and out.resolve().is_relative_to(studies.folder.resolve()):
         raise SettingsError(
             f"--out {out} lies in the studies folder {studies.folder}, where labels would be taken for images"
@@ -352,9 +364,17 @@ def _print_table(told: dict) -> None:
         print(f"{key!s:{width}s}  {value}")
 
 
+def _end_with_stdin() -> None:
+    """End this process when the one that holds the other end of its standard input ends, however that ends."""
+    # Not sys.stdin, whose lock this thread would still hold at the end of the run: Python aborts on that.
+    while os.read(STDIN, 1):
+        pass
+    os._exit(EXIT_ORPHANED)
+
+
 @contextmanager
-def _progress() -> Iterator[ws.Progress]:
-    """A bar for each stage on a terminal; a line for each finished stage elsewhere."""
+def _progress(also: ws.Progress | None = None) -> Iterator[ws.Progress]:
+    """A bar for each stage on a terminal; a line for each finished stage elsewhere; `also` is told the same."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -367,6 +387,8 @@ def _progress() -> Iterator[ws.Progress]:
     with Progress(*columns, console=console, disable=not console.is_terminal) as display:
 
         def show(stage: str, done: int, total: int) -> None:
+            if also is not None:
+                also(stage, done, total)
             if stage not in bars:
                 bars[stage] = display.add_task(stage, total=total)
             display.update(bars[stage], completed=done, total=total)

@@ -18,6 +18,7 @@ from samcorrect.lib.infers.batch import PseudoLabelBatch
 from samcorrect.lib.loop.audit import audit_refusal, audit_start
 from samcorrect.lib.loop.workspace import PROTOCOL_NAME, open_workspace
 from samcorrect.lib.scoring.tasks import LabelQuality, SelfCorrection
+from samcorrect.lib.server.loop_runs import LoopRuns
 from samcorrect.lib.server.mend import mend_server
 from samcorrect.lib.settings import load_settings
 from samcorrect.lib.store.datastore import LedgerDatastore
@@ -52,6 +53,7 @@ class SamCorrect(MONAILabelApp):
         labels = ordered_names(self.workspace.protocol)
         super().__init__(app_dir, studies, dict(conf or {}), "samcorrect", DESCRIPTION, __version__, labels)
         disable_auto_scoring(self)
+        self.loop_runs = LoopRuns(self.workspace)
 
     def init_datastore(self) -> LedgerDatastore:
         """Images and labels from the ledger."""
@@ -103,6 +105,7 @@ class SamCorrect(MONAILabelApp):
         """Called by the server, and only by the server, when the app is up."""
         mend_server(self.workspace.settings.max_upload_mb, self.on_refusal)
         audit_start(self.workspace, "serve")
+        self.loop_runs.resume()
         super().on_init_complete()
 
     def on_refusal(self, method: str, route: str, status: int, error: str, client: str, image_id: str | None) -> None:

@@ -9,7 +9,7 @@ from samcorrect.lib.settings import Settings
 
 
 def chosen(score):
-    return NextImage("ward/a", score, None, None, None, [], "why")
+    return NextImage("ward/a", score, None, None, None, None, [], "why")
 
 
 @pytest.mark.parametrize(

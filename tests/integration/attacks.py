@@ -158,6 +158,16 @@ ID_ROUTES: list[tuple[str, str, Body | None]] = [
     ("GET", "/datastore/label?tag=original&label={}", None),
     ("GET", "/datastore/label/info?tag=original&label={}", None),
     ("GET", "/static/{}", None),
+    ("GET", "/samcorrect/history?image={}", None),
+]
+# Where an id goes among JSON: the key, and what else the body holds.
+BODY_ID_ROUTES: list[tuple[str, str, dict[str, object]]] = [
+    ("/samcorrect/next", "strategy", {}),
+    ("/samcorrect/release", "image", {"client_id": "ann"}),
+    ("/samcorrect/approve", "image", {"client_id": "ann"}),
+    ("/samcorrect/reject", "image", {"client_id": "ann", "reason": "wrong side"}),
+    ("/samcorrect/comment", "image", {"client_id": "ann", "text": "look at the apex"}),
+    ("/samcorrect/loop", "preset", {}),
 ]
 TAGS = [
     "../../evil",
@@ -226,6 +236,12 @@ JSON_ROUTES: list[tuple[str, str, Callable[[str], Body]]] = [
     ("POST", "/train/student", jsons),
     ("POST", "/train/", jsons),
     ("POST", "/batch/infer/sam", jsons),
+    ("POST", "/samcorrect/next", jsons),
+    ("POST", "/samcorrect/release", jsons),
+    ("POST", "/samcorrect/approve", jsons),
+    ("POST", "/samcorrect/reject", jsons),
+    ("POST", "/samcorrect/comment", jsons),
+    ("POST", "/samcorrect/loop", jsons),
 ]
 TASK_PARAMS = [
     '{"bundle_path": "/decoy"}',
@@ -235,6 +251,7 @@ TASK_PARAMS = [
     json.dumps({"a": "x" * 100_000}),
 ]
 INFER = "/infer/sam_prompt?image=case0"
+REJECT, APPROVE, LOOP = "/samcorrect/reject", "/samcorrect/approve", "/samcorrect/loop"
 SUBMIT = "/datastore/label?image=case0"
 # Whole requests: a name, a method, a target and a body.
 REQUESTS: dict[str, tuple[str, str, Body | None]] = {
@@ -358,6 +375,38 @@ REQUESTS: dict[str, tuple[str, str, Body | None]] = {
     "read another case": ("GET", "/datastore/image?image=CASE0", None),
     "read the protocol as an image": ("GET", "/datastore/image?image=protocol", None),
     "read the protocol as a file": ("GET", "/datastore/image?image=protocol.yaml", None),
+    "reject without a reason": ("POST", REJECT, jsons('{"image": "case0", "user": "ann"}')),
+    "reject with a blank reason": ("POST", REJECT, jsons('{"image": "case0", "reason": " \\n"}')),
+    "reject with a long reason": ("POST", REJECT, jsons(json.dumps({"image": "case0", "reason": "x" * 2001}))),
+    "reject with a reason that is a list": ("POST", REJECT, jsons('{"image": "case0", "reason": ["x"]}')),
+    "reject by a name of two lines": ("POST", REJECT, jsons('{"image": "case0", "reason": "x", "user": "a\\nb"}')),
+    "reject a version that is none": ("POST", REJECT, jsons('{"image": "case0", "reason": "x", "version": 99999}')),
+    "reject a version below all": ("POST", REJECT, jsons('{"image": "case0", "reason": "x", "version": -1}')),
+    "reject a version that is a half": ("POST", REJECT, jsons('{"image": "case0", "reason": "x", "version": 0.5}')),
+    "reject a list": ("POST", REJECT, jsons("[]")),
+    "reject nothing": ("POST", REJECT, None),
+    "approve without an image": ("POST", APPROVE, jsons('{"user": "ann"}')),
+    "approve a stranger": ("POST", APPROVE, jsons('{"image": "nobody"}')),
+    "approve a label that is not there": ("POST", APPROVE, jsons('{"image": "case0", "version": 99999}')),
+    "approve with a word for yes": ("POST", APPROVE, jsons('{"image": "case0", "even_rejected": "yes"}')),
+    "approve by a form": ("POST", APPROVE, form(image="case0")),
+    "approve with more than there is": ("POST", APPROVE, jsons('{"image": "case0", "path": "/etc/passwd"}')),
+    "comment in control characters": (
+        "POST",
+        "/samcorrect/comment",
+        jsons('{"image": "case0", "text": "\\u001b[31mred"}'),
+    ),
+    "comment at length": ("POST", "/samcorrect/comment", jsons(json.dumps({"image": "case0", "text": "x" * 2001}))),
+    "release what is a list": ("POST", "/samcorrect/release", jsons('{"image": ["case0"]}')),
+    "queue without end": ("GET", f"/samcorrect/queue?limit={'9' * 40}", None),
+    "queue from the end": ("GET", "/samcorrect/queue?limit=-1", None),
+    "loop with another setting": ("POST", LOOP, jsons('{"state": "/decoy"}')),
+    "loop with a program for weights": ("POST", LOOP, jsons('{"sam_weights": "/decoy/secret.png"}')),
+    "loop with rounds without end": ("POST", LOOP, jsons('{"rounds": 1000000}')),
+    "loop with steps that are text": ("POST", LOOP, jsons('{"steps": "1; id"}')),
+    "loop with a seed below all": ("POST", LOOP, jsons('{"seed": -1}')),
+    "loop with a preset that is none": ("POST", LOOP, jsons('{"preset": "../x"}')),
+    "end a loop that is none": ("DELETE", LOOP, None),
     "read logs from the end": ("GET", "/logs/?lines=-1", None),
     "read logs without end": ("GET", f"/logs/?lines={'9' * 40}", None),
     "read the viewer's parent": ("GET", "/ohif/../../../config.py", None),

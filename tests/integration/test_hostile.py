@@ -18,6 +18,7 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 from attacks import (
+    BODY_ID_ROUTES,
     ID_ROUTES,
     IDS,
     IMAGE,
@@ -33,6 +34,7 @@ from attacks import (
     USERS,
     Body,
     form,
+    jsons,
     label_map,
     parts,
     picture,
@@ -140,6 +142,15 @@ def test_ids(world, method, target, body):
     before = world.snapshot()
     for hostile in IDS:
         assert_refused(world.send(method, target.format(quote(hostile, safe="")), body), hostile)
+    assert world.snapshot() == before
+    assert_alive(world)
+
+
+@pytest.mark.parametrize(("target", "key", "more"), BODY_ID_ROUTES)
+def test_ids_in_bodies(world, target, key, more):
+    before = world.snapshot()
+    for hostile in IDS:
+        assert_refused(world.send("POST", target, jsons(json.dumps({key: hostile, **more}))), hostile)
     assert world.snapshot() == before
     assert_alive(world)
 

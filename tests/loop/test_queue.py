@@ -1,11 +1,17 @@
 """The queue: worst first, never twice, never what somebody else holds."""
 
+import time
+
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
+from samcorrect.lib.core.selection import WHY_AUDIT
 from samcorrect.lib.errors import RequestError
 from samcorrect.lib.loop.cohort import best_labels
-from samcorrect.lib.loop.queue import next_image
+from samcorrect.lib.loop.queue import HEAD_SIZE, next_image
+from samcorrect.lib.loop.workspace import open_workspace
+from samcorrect.lib.settings import Settings
 from samcorrect.lib.store.schema import QualityRow
 
 SCORES = {f"case{n}": score for n, score in enumerate([0.9, 0.8, 0.1, 0.7, 0.95, 0.2, 0.6, 0.5, 0.85, 0.75])}
@@ -65,7 +71,44 @@ def test_the_audit_share_and_random_draw_from_all(scored):
     assert {d.image_id for d in draws} == set(SCORES)
     assert all("audit share" in d.why for d in draws)
     assert [d.image_id for d in draws] != WORST_FIRST
+    # All are hers: she gets one again, and it stays one of the audit share.
+    assert "audit share" in next_image(scored, "anna", strategy="lowest_quality").why
+    assert scored.store.ledger.release("anna", now=time.time()) == sorted(SCORES)
     assert next_image(scored, "anna", strategy="random").why == "drawn at random"
+
+
+def test_the_audit_share_is_what_was_set(make_studies):
+    n_draws, share = 400, 0.3
+    workspace = open_workspace(make_studies("a.png", "b.png", "c.png"), Settings(threads=1, audit_share=share))
+    rng, n_audits = np.random.default_rng(5), 0
+    for _ in range(n_draws):
+        n_audits += next_image(workspace, "anna", strategy="lowest_quality", rng=rng).why == WHY_AUDIT
+        workspace.store.ledger.release("anna", now=time.time())
+    assert binomtest(n_audits, n_draws, share).pvalue > 0.01
+
+
+def test_who_finds_a_whole_head_taken_is_given_the_next(scored, monkeypatch):
+    ledger = scored.store.ledger
+    take, taken = ledger.take_lease, []
+
+    def take_after_others(image_id, holder, **of):
+        if len(taken) < HEAD_SIZE:
+            taken.append(image_id)
+            take(image_id, f"other {len(taken)}", **of)
+        return take(image_id, holder, **of)
+
+    monkeypatch.setattr(ledger, "take_lease", take_after_others)
+    assert next_image(scored, "anna", strategy="lowest_quality").image_id == WORST_FIRST[HEAD_SIZE]
+    assert taken == WORST_FIRST[:HEAD_SIZE]
+
+
+def test_an_expected_dice_is_a_prior_until_approvals_have_calibrated_it(scored):
+    assert next_image(scored, "anna", strategy="lowest_quality").is_prior
+    label = scored.store.ledger.best_label("case5")
+    row = scored.store.ledger.quality(label.id)[0]
+    values = {c.key: getattr(row, c.key) for c in QualityRow.__table__.columns if c.key != "id"}
+    scored.store.ledger.set_quality(label.id, [QualityRow(**values | {"n_approved": 12})])
+    assert next_image(scored, "anna", strategy="lowest_quality").is_prior is False
 
 
 def test_an_image_without_score_comes_before_all_others(phantom_workspace):

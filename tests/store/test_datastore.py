@@ -64,16 +64,27 @@ def names_in_json(datastore, image_id):
 
 
 def test_json_names_what_is_in_the_best_label(datastore, store, submitted):
-    assert datastore.json()["objects"] == {
-        "a": {"image": {"ext": ".png"}, "labels": {}},
-        "ward/b": {"image": {"ext": ".png"}, "labels": {}},
-    }
+    objects = datastore.json()["objects"]
+    assert {image_id: told["labels"] for image_id, told in objects.items()} == {"a": {}, "ward/b": {}}
+    # Under this name the Reviewer keeps the image that it downloads, all in one folder.
+    assert objects["ward/b"]["image"]["info"]["name"] == "ward_b.png"
     machine_label(store, value=1)
     assert names_in_json(datastore, "a") == {"lung": 1}
     machine_label(store, tag="corrected", value=3)
     assert names_in_json(datastore, "a") == {"heart": 3}
     datastore.save_label("a", str(submitted), "final", {"label_info": [{"name": "lung", "idx": 1}]})
     assert names_in_json(datastore, "a") == {"lung": 1}
+
+
+def test_the_list_follows_what_comes_and_goes(datastore, store):
+    assert list(datastore.json()["objects"]) == ["a", "ward/b"]
+    machine_label(store, value=1)
+    store.ledger.quarantine("ward/b", "unreadable")
+    assert list(datastore.json()["objects"]) == ["a"]
+    assert names_in_json(datastore, "a") == {"lung": 1}
+    store.ledger.release_from_quarantine()
+    assert set(datastore.json()["objects"]) == {"a", "ward/b"}
+    assert datastore.json_bytes() is datastore.json_bytes(), "nothing has changed in between"
 
 
 def test_original_hands_out_the_best_label_on_the_grid(datastore, store, submitted):

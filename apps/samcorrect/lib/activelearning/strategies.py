@@ -2,15 +2,19 @@
 
 import hashlib
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.strategy import Strategy
 
+from samcorrect.lib.errors import ImageError
 from samcorrect.lib.loop.queue import NextImage, next_image
 from samcorrect.lib.loop.workspace import Workspace
 from samcorrect.lib.store.volumes import suffix_of
+
+N_CHECKSUMS = 100_000
 
 
 class QueueStrategy(Strategy):
@@ -39,10 +43,11 @@ class QueueStrategy(Strategy):
         return {
             "id": chosen.image_id,
             "name": display_name(path, chosen),
-            "checksum": f"SHA256:{hashlib.sha256(path.read_bytes()).hexdigest()}",
+            "checksum": f"SHA256:{checksum(path)}",
             "score": chosen.score,
             "expected_dice": chosen.expected_dice,
             "expected_dice_interval": [chosen.expected_dice_low, chosen.expected_dice_high],
+            "expected_dice_is_prior": chosen.is_prior,
             "reasons": chosen.reasons,
             "why": chosen.why,
         }
@@ -68,3 +73,24 @@ def display_name(path: Path, chosen: NextImage) -> str:
         return path.name
     suffix = suffix_of(path)
     return f"{path.name[: -len(suffix)]} (score {chosen.score:.2f}){path.name[-len(suffix) :]}"
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, read again only where its size or time of change are others.
+
+    Without one Slicer takes a file of the same name that it downloaded once, whatever server it came from.
+
+    Raises:
+        ImageError: It is gone.
+    """
+    try:
+        state = path.stat()
+        return _checksum(path, state.st_size, state.st_mtime_ns)
+    except OSError as error:
+        raise ImageError(f"{path.name}: {error.strerror}") from error
+
+
+@lru_cache(maxsize=N_CHECKSUMS)
+def _checksum(path: Path, _size: int, _mtime_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

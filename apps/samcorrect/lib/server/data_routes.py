@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, File, Form, UploadFile
 from fastapi.responses import Response
+from monailabel.endpoints.datastore import ResultType
 from monailabel.endpoints.user.auth import User
 from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.utils.app import app_instance
@@ -27,6 +28,16 @@ JsonText = Annotated[str, Form(description="a JSON object")]
 # Of two uploads of one id the second must find the first.
 _adding = threading.Lock()
 Upload = Annotated[list[UploadFile], File(description="one file")]
+
+
+@router.get("/", summary="Counts, or a list of all images")
+def read_datastore(output: ResultType = ResultType.stats, user: User = Viewer) -> Any:
+    """Counts, image and label files of the approved images, or what viewers read of all images."""
+    datastore = app_instance().datastore()
+    if output is ResultType.all:
+        # Text as it is: to parse and write 100,000 objects takes seconds.
+        return Response(datastore.json_bytes(), media_type="application/json")
+    return datastore.datalist() if output is ResultType.train else datastore.status()
 
 
 @router.put("/", include_in_schema=False)

@@ -1,11 +1,22 @@
-"""Routes in place of those of the host that fail on, obey or hang on what a client sends; one module for each room."""
+"""Routes of our own, and those in place of the host's that fail on, obey or hang on what a client sends."""
 
 from fastapi import FastAPI
 from monailabel.config import settings as host_settings
 
-from samcorrect.lib.server import data_routes, other_routes, session_routes, task_routes
+from samcorrect.lib.server import (
+    data_routes,
+    loop_routes,
+    other_routes,
+    queue_routes,
+    review_routes,
+    session_routes,
+    task_routes,
+)
 
-ROUTERS = (task_routes.router, data_routes.router, session_routes.router, other_routes.router)
+# In place of the host's.
+MENDED = (task_routes.router, data_routes.router, session_routes.router, other_routes.router)
+ADDED = (queue_routes.router, review_routes.router, loop_routes.router)
+ROUTERS = (*MENDED, *ADDED)
 
 
 def add_routes(app: FastAPI) -> None:

@@ -16,6 +16,7 @@ from samcorrect.lib.compat.background_tasks import ensure_pythonpath
 from samcorrect.lib.compat.shutdown import background_processes_end_with_the_server
 from samcorrect.lib.errors import SettingsError
 from samcorrect.lib.loop.workspace import open_workspace
+from samcorrect.lib.server.loop_runs import server_ends
 from samcorrect.lib.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,10 @@ def serve(settings: Settings, studies: str, host: str = DEFAULT_HOST, port: int 
     configure_host(settings, store.studies.location, store.state_dir, port)
     logger.info("serving %d images of %s on http://%s:%d", len(images), store.studies.location, host, port)
     with background_processes_end_with_the_server():
-        uvicorn.run(app, host=host, port=port, log_config=log_config(store.state_dir / "logs"), access_log=False)
+        try:
+            uvicorn.run(app, host=host, port=port, log_config=log_config(store.state_dir / "logs"), access_log=False)
+        finally:
+            server_ends.set()
 
 
 def check_host(host: str, *, is_auth_on: bool) -> None:

@@ -1,8 +1,12 @@
 """The host's datastore on top of the ledger: what its endpoints, and through them Slicer and OHIF, see of the store."""
 
+import json
 import re
+import threading
 import time
 from collections.abc import Mapping
+from functools import cache
+from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +19,15 @@ from samcorrect.lib.store.label_names import check_label_info, map_values, name_
 from samcorrect.lib.store.labels import MACHINE_TAGS, LabelStore
 from samcorrect.lib.store.publishing import Publisher
 from samcorrect.lib.store.records.base import merge_notes
-from samcorrect.lib.store.records.labels import best_of
-from samcorrect.lib.store.reviewer import META, segmentation_meta, take_meta
-from samcorrect.lib.store.schema import TAG_FINAL, TAG_ORIGINAL, TAGS, USER, ImageRow, LabelVersionRow
-from samcorrect.lib.store.volumes import read_image, read_label_map, suffix_of, write_label_map
+from samcorrect.lib.store.records.listing import META, segmentation_meta
+from samcorrect.lib.store.reviewer import take_meta
+from samcorrect.lib.store.schema import IMAGE_STATUS_OK, TAG_FINAL, TAG_ORIGINAL, USER, ImageRow, LabelVersionRow
+from samcorrect.lib.store.volumes import IMAGE_SUFFIXES, read_image, read_label_map, suffix_of, write_label_map
 
 TAG_PATTERN = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 # Looking for new images that took longer than this pauses that many times as long as it took.
 QUICK_CHECK_S, CHECK_PAUSE = 0.1, 9
+MAX_SUFFIX = max(map(len, IMAGE_SUFFIXES))
 NOTHING_IS_LOST = "samcorrect keeps every image and every version of a label; submit a new label instead"
 
 
@@ -53,6 +58,10 @@ class LedgerDatastore(Datastore):
         self._next_check_at = 0.0
         is_in_pacs = isinstance(store.studies, DicomWebStudies)
         self._publisher = Publisher(store, store.studies, protocol) if is_in_pacs else None
+        # What `json_bytes` has put together: image id to its text, up to a revision, and all of it.
+        self._listing = threading.Lock()
+        self._objects: dict[str, str] = {}
+        self._revision, self._listed = 0, b""
 
     # What the host asks about itself
 
@@ -86,31 +95,34 @@ class LedgerDatastore(Datastore):
         return {"total": counts["images"], "completed": counts["approved"], "label_tags": tags}
 
     def json(self) -> dict[str, Any]:
-        """Per image what Slicer reads at each next sample, the names in its best label, and what its Reviewer reads:
-        what people decided, of the final label, else of the best one; of a second tag it would be sent back as a
-        decision too.
-        """
+        """Per image what Slicer and its Reviewer read: the names in its best label, and what people did and thought."""
+        return json.loads(self.json_bytes())
+
+    def json_bytes(self) -> bytes:
+        """`json` as text; only images that changed since the last call are read, so that it can be asked for often."""
         self._refresh_if_changed()
-        ledger = self._store.ledger
-        labels, reviews = ledger.latest_labels(), ledger.last_reviews()
-        rejected = {(row.image_id, row.tag): row for row in ledger.rejected_labels()}
-        objects: dict[str, Any] = {}
-        for image in ledger.images():
-            keys = [(image.id, tag) for tag in TAGS]
-            rest = [rejected[key] for key in keys if key in rejected]
-            best = best_of(labels.get(key) for key in keys) or max(rest, key=lambda row: row.id, default=None)
-            final = labels.get((image.id, TAG_FINAL)) or rejected.get((image.id, TAG_FINAL))
-            found: dict[str, Any] = {}
-            if best is not None:
-                found[TAG_ORIGINAL] = {"info": {"params": {"label_names": self.label_names(best)}}}
-            if final is not None:
-                found[TAG_FINAL] = {"info": {"label_info": final.info.get("label_info", [])}}
-            decided = final or best
-            if decided is not None and (final is not None or decided.id in reviews):
-                info = found[TAG_FINAL if final is not None else TAG_ORIGINAL]["info"]
-                info[META] = segmentation_meta(decided, reviews.get(decided.id))
-            objects[image.id] = {"image": {"ext": suffix_of(Path(image.path))}, "labels": found}
-        return {"name": self._name, "description": self._description, "objects": objects}
+        with self._listing:
+            # Of many images few differ in suffix, or in the structures that their labels hold.
+            suffix_at_end, original_of = cache(lambda end: suffix_of(Path(end))), cache(self._original_text)
+            changed = self._store.ledger.listings(self._revision)
+            for image_id, path, added_at, present, shown, status, revision in changed:
+                self._revision = revision
+                if status != IMAGE_STATUS_OK:
+                    self._objects.pop(image_id, None)
+                    continue
+                suffix, quoted = suffix_at_end(path[-MAX_SUFFIX:]), encode_basestring_ascii(image_id)
+                original = original_of(present) if present else ""
+                labels = f"{original},{shown[1:-1]}" if original and shown else original or shown[1:-1]
+                name = f'{quoted[:-1].replace("/", "_")}{suffix}"'
+                # Slicer parses all of this at every sample; the Reviewer shows the time where there is a submit.
+                since = f',"ts":{int(added_at)}' if shown else ""
+                self._objects[image_id] = (
+                    f'{quoted}:{{"image":{{"info":{{"name":{name}{since}}}}},"labels":{{{labels}}}}}'
+                )
+            if changed or not self._listed:
+                about = f'"name":{json.dumps(self._name)},"description":{json.dumps(self._description)}'
+                self._listed = f'{{{about},"objects":{{{",".join(self._objects.values())}}}}}'.encode()
+            return self._listed
 
     def datalist(self) -> list[dict[str, str]]:
         """Image and label file of every approved image."""
@@ -277,6 +289,12 @@ class LedgerDatastore(Datastore):
     def label_names(self, row: LabelVersionRow) -> dict[str, int]:
         """Name to index of the structures that are present in a label, in index order."""
         return name_indices(row.info["present_indices"], self._protocol, row.info.get("label_info", ()))
+
+    def _original_text(self, present: str) -> str:
+        told = json.loads(present)
+        names = name_indices(told["present_indices"], self._protocol, told["label_info"])
+        info = {"params": {"label_names": names}} | ({META: told[META]} if META in told else {})
+        return json.dumps({TAG_ORIGINAL: {"info": info}}, separators=(",", ":"))[1:-1]
 
     def _image(self, image_id: str) -> ImageRow:
         return self._store.find_image(image_id)

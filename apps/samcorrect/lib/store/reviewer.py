@@ -4,36 +4,15 @@ It is made from the ledger and never stored: status "approved" approves, "flagge
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 from samcorrect.lib.errors import RequestError
 from samcorrect.lib.store.labels import LabelStore
 from samcorrect.lib.store.records.audit import MAX_NAME
-from samcorrect.lib.store.schema import DECISION_COMMENT, TAG_FINAL, USER, LabelVersionRow, ReviewRow
+from samcorrect.lib.store.records.listing import APPROVED, FLAGGED, META, segmentation_meta
+from samcorrect.lib.store.schema import LabelVersionRow, ReviewRow
 
-META = "segmentationMeta"
-APPROVED, FLAGGED = "approved", "flagged"
 # The Reviewer lets a label be flagged without a word; a rejection has a reason.
 NO_REASON = "flagged in Slicer's Reviewer without a comment"
-
-
-def segmentation_meta(label: LabelVersionRow, review: ReviewRow | None) -> dict[str, Any]:
-    """What the Reviewer shows of a label: all of its keys, as it reads every one of them.
-
-    Args:
-        label: The label.
-        review: The last decision about it, or None.
-    """
-    is_final = label.tag == TAG_FINAL and not label.is_rejected
-    decider = review.reviewer if review is not None and review.decision != DECISION_COMMENT else ""
-    noted = label.info.get("viewer", {}).get(META)
-    return {
-        "status": FLAGGED if label.is_rejected else APPROVED if is_final else "",
-        "approvedBy": label.maker.removeprefix(USER) if is_final else decider,
-        "level": noted.get("level", "") if isinstance(noted, Mapping) else "",
-        "comment": "" if review is None else review.reason,
-        "editTime": int(label.created_at if review is None else review.created_at),
-    }
 
 
 def take_meta(

@@ -8,7 +8,7 @@ from sqlalchemy import JSON, Double, ForeignKey, Index, TypeDecorator, UniqueCon
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 # The newest script in `migrations/versions`: a change of the tables below needs a new one.
-REVISION = "0003"
+REVISION = "0004"
 IMAGE_STATUS_OK = "ok"
 IMAGE_STATUS_QUARANTINED = "quarantined"
 TAG_ORIGINAL, TAG_CORRECTED, TAG_FINAL = "original", "corrected", "final"
@@ -45,13 +45,17 @@ class ImageRow(Base):
 
     `path` is relative to them, `case_id` the patient that the image is of. `queue_score` is its best label's quality,
     null until scored; `is_approved` means that it has a final label. `draw`, uniform in [0, 1), is its place in the
-    random order of audits.
+    random order of audits. `best_label_id`, `best_present` and `shown_labels` repeat what `records/listing.py` reads
+    from its labels, so that lists of all images need no other table; `revision` is the highest of all images whenever
+    something changes that lists show.
     """
 
     __tablename__ = "image"
     __table_args__ = (
+        # In PostgreSQL its scores begin with null, as the queue does, and as they do in SQLite by themselves.
         Index("ix_image_queue", "status", "is_approved", "queue_score", "id"),
         Index("ix_image_draw", "status", "is_approved", "draw"),
+        Index("ix_image_revision", "revision"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -64,6 +68,10 @@ class ImageRow(Base):
     is_approved: Mapped[bool] = mapped_column(default=False)
     added_at: Mapped[float]
     info: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    revision: Mapped[int] = mapped_column(default=0, server_default="0")
+    best_label_id: Mapped[int | None]
+    best_present: Mapped[str] = mapped_column(default="", server_default="", deferred=True)
+    shown_labels: Mapped[str] = mapped_column(default="", server_default="", deferred=True)
 
 
 class LabelVersionRow(Base):
@@ -72,7 +80,7 @@ class LabelVersionRow(Base):
     __tablename__ = "label_version"
     __table_args__ = (
         Index("ix_label_image_tag", "image_id", "tag", "id"),
-        Index("ix_label_tag", "tag", "image_id"),
+        Index("ix_label_tag", "tag", "image_id", "is_rejected"),
         Index("ix_label_run", "run_id", "round"),
         Index("ix_label_rejected", "is_rejected", "image_id"),
     )

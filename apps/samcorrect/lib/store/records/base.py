@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from samcorrect.lib.errors import RequestError, StoreError
 from samcorrect.lib.store.engine import take_write_lock
+from samcorrect.lib.store.records.listing import ListingSession
 
 try:
     import fcntl
@@ -51,7 +52,7 @@ class Records:
             turn = self._turn() if writes else nullcontext()
             with (
                 turn,
-                Session(self._engine, expire_on_commit=False, info={SENDS_FINALS: self.sends_finals}) as session,
+                ListingSession(self._engine, expire_on_commit=False, info={SENDS_FINALS: self.sends_finals}) as session,
                 session.begin(),
             ):
                 if writes:

@@ -4,11 +4,12 @@ import random
 import time
 from collections.abc import Collection, Sequence
 
-from sqlalchemy import bindparam, delete, insert, select, update
+from sqlalchemy import Row, bindparam, delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from samcorrect.lib.errors import UnknownImageError
 from samcorrect.lib.store.records.base import Records, merge_notes
+from samcorrect.lib.store.records.listing import next_revision
 from samcorrect.lib.store.schema import IMAGE_STATUS_OK, IMAGE_STATUS_QUARANTINED, ImageRow
 from samcorrect.lib.store.studies import ImageFile
 
@@ -65,6 +66,16 @@ class ImageRecords(Records):
             query = select(ImageRow.id).where(ImageRow.status == IMAGE_STATUS_OK)
             return list(session.scalars(query.order_by(ImageRow.id)))
 
+    def listings(self, since: int = 0) -> Sequence[Row[tuple[str, str, float, str, str, str, int]]]:
+        """Images that changed after a revision, quarantined ones too, with what `listing.py` keeps of their labels.
+
+        Of each `id`, `path`, `added_at`, `best_present`, `shown_labels`, `status` and `revision`, in order of the last.
+        """
+        columns = (ImageRow.id, ImageRow.path, ImageRow.added_at, ImageRow.best_present, ImageRow.shown_labels)
+        query = select(*columns, ImageRow.status, ImageRow.revision).where(ImageRow.revision > since)
+        with self.session() as session:
+            return session.execute(query.order_by(ImageRow.revision, ImageRow.id)).all()
+
     def update_image_info(self, image_id: str, info: dict) -> None:
         """Merge keys into what clients noted about an image. Raises UnknownImageError."""
         with self.session(writes=True) as session:
@@ -82,7 +93,8 @@ class ImageRecords(Records):
         """
         may_return = ~IS_REFUSED & (ImageRow.reason != REASON_GONE)
         with self.session(writes=True) as session:
-            session.execute(update(ImageRow).where(may_return).values({"status": IMAGE_STATUS_OK, "reason": None}))
+            values = {"status": IMAGE_STATUS_OK, "reason": None, "revision": next_revision(session)}
+            session.execute(update(ImageRow).where(may_return).values(values))
 
     def quarantined(self) -> list[tuple[str, str]]:
         """(image id or file, reason) of every quarantined image."""
@@ -100,6 +112,7 @@ def require_image(session: Session, image_id: str) -> ImageRow:
 
 
 def _add(session: Session, images: Sequence[tuple[str, str, str, str | None]]) -> None:
+    revision = next_revision(session)
     rows = [
         {
             "id": image_id,
@@ -111,6 +124,8 @@ def _add(session: Session, images: Sequence[tuple[str, str, str, str | None]]) -
             "draw": random.random(),
             "added_at": time.time(),
             "info": {},
+            # A refused file is in no list; its row may go, and a revision must not come twice.
+            "revision": revision if reason is None else 0,
         }
         for image_id, path, case, reason in images
     ]
@@ -122,13 +137,16 @@ def _change(session: Session, images: Collection[ImageFile]) -> None:
     if images:
         table = ImageRow.__table__
         statement = (
-            update(table).where(table.c.id == bindparam("of")).values(path=bindparam("at"), case_id=bindparam("by"))
+            update(table)
+            .where(table.c.id == bindparam("of"))
+            .values(path=bindparam("at"), case_id=bindparam("by"), revision=next_revision(session))
         )
         session.connection().execute(statement, [{"of": i.id, "at": i.path, "by": i.case} for i in images])
 
 
 def _set_status(session: Session, image_ids: Sequence[str], reason: str | None) -> None:
     values = {"status": IMAGE_STATUS_OK if reason is None else IMAGE_STATUS_QUARANTINED, "reason": reason}
+    values["revision"] = next_revision(session)
     for start in range(0, len(image_ids), MAX_BOUND):
         chunk = image_ids[start : start + MAX_BOUND]
         session.execute(update(ImageRow).where(ImageRow.id.in_(chunk)).values(values))

@@ -1,0 +1,82 @@
+"""Reviews over HTTP, on two images of which one has a label."""
+
+import numpy as np
+import pytest
+
+from samcorrect.lib.store.volumes import LPS_TO_RAS
+
+
+@pytest.fixture
+def version(samcorrect_app) -> int:
+    """A machine's label of image a."""
+    label_map = np.zeros((16, 12, 1), np.uint8)
+    label_map[2:6, 2:6] = 1
+    store = samcorrect_app.workspace.store
+    return store.save_label_map("a", label_map, tag="original", maker="sam:x", affine=LPS_TO_RAS).id
+
+
+def test_an_approval_takes_the_image_out_of_the_queue(client, version):
+    told = client.post("/samcorrect/approve", json={"image": "a", "user": "ann", "comment": "fine"}).json()
+    assert (told["image"], told["tag"], told["is_rejected"]) == ("a", "final", False)
+    assert told["version"] > version
+    assert [row["image"] for row in client.get("/samcorrect/queue").json()["images"]] == ["ward/b"]
+    history = client.get("/samcorrect/history?image=a").json()
+    assert history["state"] == "approved"
+    assert [row["tag"] for row in history["versions"]] == ["original", "final"]
+    (review,) = history["reviews"]
+    assert (review["decision"], review["reviewer"], review["reason"]) == ("approved", "ann", "fine")
+
+
+def test_a_rejection_needs_a_reason_and_puts_the_image_back(client, version):
+    assert client.post("/samcorrect/reject", json={"image": "a"}).status_code == 400
+    assert client.post("/samcorrect/reject", json={"image": "a", "reason": " "}).status_code == 400
+    told = client.post("/samcorrect/reject", json={"image": "a", "reason": "wrong side", "user": "ann"}).json()
+    assert told == {"image": "a", "version": version, "tag": "original", "is_rejected": True}
+    assert client.get("/samcorrect/history?image=a").json()["state"] == "rejected"
+    assert (
+        client.post("/samcorrect/reject", json={"image": "a", "reason": "again", "version": version}).status_code == 409
+    )
+    assert client.post("/samcorrect/reject", json={"image": "a", "reason": "again"}).status_code == 409
+
+
+def test_a_comment_is_kept_with_the_label(client, version):
+    given = {"image": "a", "version": version, "text": "look at the apex", "client_id": "ann"}
+    assert client.post("/samcorrect/comment", json=given).json() == {"image": "a"}
+    (review,) = client.get("/samcorrect/history?image=a").json()["reviews"]
+    assert (review["decision"], review["label_version_id"], review["reason"]) == (
+        "comment",
+        version,
+        "look at the apex",
+    )
+
+
+def test_the_reviewer_of_slicer_sees_who_decided_what(client, version):
+    client.post("/samcorrect/approve", json={"image": "a", "user": "ann", "comment": "fine"})
+    labels = client.get("/datastore/?output=all").json()["objects"]["a"]["labels"]
+    assert labels["original"]["info"]["params"]["label_names"] == {"label 1": 1}
+    info = labels["final"]["info"]
+    assert info["client_id"] == "ann"
+    assert {key: info["segmentationMeta"][key] for key in ("status", "approvedBy", "comment")} == {
+        "status": "approved",
+        "approvedBy": "ann",
+        "comment": "fine",
+    }
+
+
+@pytest.mark.parametrize("route", ["approve", "reject", "comment"])
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({}, 400),
+        ({"image": "nobody"}, 404),
+        ({"image": "../a"}, 400),
+        ({"image": "ward/b"}, 404),
+        ({"image": "a", "version": 99}, 404),
+        ({"image": "a", "version": "1"}, 400),
+        ({"image": "a", "more": 1}, 400),
+        ({"image": "ward/b", "version": 1}, 422),
+    ],
+)
+def test_what_cannot_be_reviewed_is_refused(client, version, route, body, status):
+    more = {"reject": {"reason": "x"}, "comment": {"text": "x"}, "approve": {}}[route]
+    assert client.post(f"/samcorrect/{route}", json=body | more).status_code == status
