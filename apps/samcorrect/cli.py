@@ -82,7 +82,16 @@ def _add_stage_commands(commands: Any) -> None:
     _workspace_command(
         commands, "pseudo-label", "label every image with SAM", "samcorrect pseudo-label --studies images"
     )
-    _workspace_command(commands, "score", "score every label without ground truth", "samcorrect score --studies images")
+    score = _workspace_command(
+        commands,
+        "score",
+        "score every label without ground truth: what changed since the last scoring, or all",
+        "samcorrect score --studies images\n  samcorrect score --studies images --explain ward/anna --out anna.html",
+    )
+    score.add_argument("--full", action="store_true", help="teach new students and score every label again")
+    score.add_argument("--explain", metavar="IMAGE", help="score nothing; say why this image's label has its score")
+    score.add_argument("--out", type=Path, help="its picture, .svg or .html (default: explain/IMAGE.svg in --state)")
+    score.add_argument("--map", type=Path, metavar="FILE", help="also where label and students disagree, as .nii.gz")
     _workspace_command(
         commands, "correct", "score, then correct the labels that are low", "samcorrect correct --studies images"
     )

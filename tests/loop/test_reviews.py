@@ -10,10 +10,10 @@ from samcorrect.lib.loop.cohort import best_labels, load_cohort, standing
 from samcorrect.lib.loop.exchange import export_labels
 from samcorrect.lib.loop.pseudo_label import pseudo_label_store
 from samcorrect.lib.loop.queue import next_image
+from samcorrect.lib.loop.rescoring import score_store
 from samcorrect.lib.loop.retraining import train_student
 from samcorrect.lib.loop.reviews import approve_label, comment_on_label, image_state, reject_label, why_rejected
 from samcorrect.lib.loop.rounds import _open_run, run_loop
-from samcorrect.lib.loop.scoring import score_store
 from samcorrect.lib.loop.students import train_on
 from samcorrect.lib.loop.versions import restore_version
 from samcorrect.lib.store.schema import TAG_CORRECTED

@@ -5,7 +5,8 @@ import pytest
 
 from samcorrect.lib.errors import LabelError
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
-from samcorrect.lib.loop.scoring import MIN_IMAGES_FOR_PEERS, explain, score_cohort, score_store
+from samcorrect.lib.loop.rescoring import score_store
+from samcorrect.lib.loop.scoring import MIN_IMAGES_FOR_PEERS, explain, score_cohort
 
 
 def stored_scores(workspace) -> dict[str, float | None]:

@@ -20,7 +20,7 @@ def cohort_of(labelled):
 def test_out_of_fold_students_see_half_of_the_images_each_and_predict_the_other(cohort_of):
     workspace, cohort = cohort_of(student_steps=100)
     seen: list[str] = []
-    probs = out_of_fold_probs(workspace, cohort, seed=3, progress=lambda stage, done, total: seen.append(stage))
+    probs, _ = out_of_fold_probs(workspace, cohort, seed=3, progress=lambda stage, done, total: seen.append(stage))
     assert probs.shape == (10, 3, 32, 32)
     assert np.allclose(probs.sum(1), 1, atol=1e-4)
     assert set(seen) == {"out-of-fold student A", "out-of-fold student B"}
@@ -36,11 +36,11 @@ def test_out_of_fold_students_see_half_of_the_images_each_and_predict_the_other(
 
 def test_no_prediction_comes_from_a_student_that_saw_the_image(cohort_of):
     workspace, cohort = cohort_of(student_steps=5)
-    probs = out_of_fold_probs(workspace, cohort, seed=3)
+    probs, _ = out_of_fold_probs(workspace, cohort, seed=3)
     order = np.random.default_rng(3).permutation(10)
     spoiled = int(order[0])
     cohort.targets[cohort.spans[spoiled]] = 0
-    again = out_of_fold_probs(workspace, cohort, seed=3)
+    again, _ = out_of_fold_probs(workspace, cohort, seed=3)
     unchanged = [n for n in range(10) if np.array_equal(probs[n], again[n])]
     # The spoiled label taught one student; that one predicts only images of the other fold.
     assert sorted(unchanged) == sorted(order[0::2].tolist())

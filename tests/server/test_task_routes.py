@@ -23,6 +23,8 @@ def test_two_clients_get_two_images_and_a_third_none(client):
         ("/scoring/label_quality", {"method": "self_correction"}, 400, "`method` does not belong"),
         ("/scoring/", {"label_quality": {"bundle_path": "/x"}}, 400, "`bundle_path` does not belong"),
         ("/scoring/", {"label_quality": 5}, 400, "JSON object"),
+        ("/scoring/label_quality", {"full": "yes"}, 400, "`full` is true or false"),
+        ("/scoring/", {"label_quality": {"full": 1}}, 400, "`full` is true or false"),
         ("/scoring/nope", None, 404, "no scoring method 'nope'"),
         ("/train/student", {"steps": "9" * 5000}, 400, "`steps` is a number"),
         ("/train/", {"student": {"steps": 0}}, 400, "`steps` is a number"),

@@ -1,6 +1,5 @@
 """Strategies `lowest_quality` and `random`: the image that a person gets next."""
 
-import hashlib
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any, ClassVar
 
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.strategy import Strategy
+from monailabel.utils.others.generic import file_checksum
 
 from samcorrect.lib.errors import ImageError
 from samcorrect.lib.loop.queue import NextImage, next_image
@@ -43,7 +43,7 @@ class QueueStrategy(Strategy):
         return {
             "id": chosen.image_id,
             "name": display_name(path, chosen),
-            "checksum": f"SHA256:{checksum(path)}",
+            "checksum": checksum(path),
             "score": chosen.score,
             "expected_dice": chosen.expected_dice,
             "expected_dice_interval": [chosen.expected_dice_low, chosen.expected_dice_high],
@@ -76,7 +76,7 @@ def display_name(path: Path, chosen: NextImage) -> str:
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 of a file, read again only where its size or time of change are others.
+    """`SHA256:` and the hash of a file, read again only where its size or time of change are others.
 
     Without one Slicer takes a file of the same name that it downloaded once, whatever server it came from.
 
@@ -92,5 +92,4 @@ def checksum(path: Path) -> str:
 
 @lru_cache(maxsize=N_CHECKSUMS)
 def _checksum(path: Path, _size: int, _mtime_ns: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_checksum(path)

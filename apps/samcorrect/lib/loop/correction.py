@@ -23,7 +23,8 @@ from samcorrect.lib.core.reweighting import below_better_half
 from samcorrect.lib.errors import UnknownLabelError
 from samcorrect.lib.loop.candidates import find_candidates
 from samcorrect.lib.loop.cohort import Cohort, best_labels, load_cohort
-from samcorrect.lib.loop.scoring import Scores, score_cohort, score_store, write_scores
+from samcorrect.lib.loop.rescoring import score_store
+from samcorrect.lib.loop.scoring import Scores, score_cohort, write_scores
 from samcorrect.lib.loop.students import SEED_STRIDE, Trained, predict_cohort, train_on, trusted_only
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
 from samcorrect.lib.networks.student import predict_frames
@@ -71,7 +72,8 @@ def correct_store(workspace: Workspace, *, progress: Progress = no_progress) -> 
     for number, correction in corrections.items():
         save_correction(workspace, cohort, number, correction, run_id=None, round_number=0)
     if corrections:
-        score_store(workspace, progress=progress)
+        # The peers that chose a correction are no judges of it.
+        score_store(workspace, full=True, progress=progress)
     return {"n_flagged": int(flagged.any(1).sum()), "n_corrected": len(corrections)}
 
 

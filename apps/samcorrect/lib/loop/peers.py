@@ -19,7 +19,7 @@ from samcorrect.lib.core.quality import prompt_agreement
 from samcorrect.lib.loop.cohort import Cohort
 from samcorrect.lib.loop.frame_candidates import CohortCandidates
 from samcorrect.lib.loop.pseudo_label import MAKER
-from samcorrect.lib.loop.students import out_of_fold_probs, split_cases, trusted_only
+from samcorrect.lib.loop.students import Pair, out_of_fold_probs, split_cases, trusted_only
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
 
 STAGE_CHOOSE_AGAIN = "comparing with the students"
@@ -38,12 +38,14 @@ class Peers:
             one taken before there were students; -1 where an image has none.
         is_judge: (K,) bool: the students agree better with the nearest candidate than SAM's prompts agree with each
             other, in the median over the images; true where there are no prompts.
+        pairs: The students of both pairs.
     """
 
     probs: torch.Tensor
     nearest: np.ndarray
     chosen: np.ndarray
     is_judge: np.ndarray
+    pairs: tuple[Pair, ...] = ()
 
 
 def learn_peers(
@@ -56,15 +58,15 @@ def learn_peers(
 ) -> Peers:
     """Train both pairs of students on two folds by patient and let each predict the other's fold."""
     taught = replace(cohort, targets=_first_targets(cohort, candidates))
-    first = out_of_fold_probs(workspace, taught, seed=seed, progress=progress)
-    chosen = _choose(taught, candidates, first, progress).chosen
+    first, first_pair = out_of_fold_probs(workspace, taught, seed=seed, progress=progress)
+    chosen = compare_with_peers(taught, candidates, first, progress).chosen
     taught, agreement = _second_targets(taught, candidates, first, chosen)
     untrusted = np.zeros(agreement.shape, bool)
-    for fold in split_cases([image.id for image in cohort.images], seed=seed):
+    for fold in split_cases([image.case_id for image in cohort.images], seed=seed):
         untrusted[fold] = agreement[fold] < np.median(agreement[fold], 0)
     untrusted &= ~cohort.is_approved[:, None]
     sampling, weights = trusted_only(taught, first, untrusted)
-    second = out_of_fold_probs(
+    second, second_pair = out_of_fold_probs(
         workspace,
         taught,
         seed=seed,
@@ -74,7 +76,8 @@ def learn_peers(
         weights=weights,
         progress=progress,
     )
-    return _choose(taught, candidates, (first + second) / 2, progress)
+    peers = compare_with_peers(taught, candidates, (first + second) / 2, progress)
+    return replace(peers, pairs=(first_pair, second_pair))
 
 
 def _first_targets(cohort: Cohort, candidates: CohortCandidates) -> torch.Tensor:
@@ -86,7 +89,9 @@ def _first_targets(cohort: Cohort, candidates: CohortCandidates) -> torch.Tensor
     return targets
 
 
-def _choose(cohort: Cohort, candidates: CohortCandidates, probs: torch.Tensor, progress: Progress) -> Peers:
+def compare_with_peers(
+    cohort: Cohort, candidates: CohortCandidates, probs: torch.Tensor, progress: Progress = no_progress
+) -> Peers:
     """What students with such probabilities choose, and whether they may."""
     shape = (len(cohort), cohort.n_structures)
     nearest, with_peer, among_prompts = np.full(shape, -1), np.full(shape, np.nan), np.full(shape, np.nan)

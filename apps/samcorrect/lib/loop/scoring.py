@@ -2,8 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,13 +27,14 @@ from samcorrect.lib.core.quality import (
 )
 from samcorrect.lib.core.reweighting import huang_weights, posterior_good
 from samcorrect.lib.loop.approvals import approved_pairs
-from samcorrect.lib.loop.cohort import Cohort, best_labels, load_cohort
+from samcorrect.lib.loop.cohort import Cohort
 from samcorrect.lib.loop.frame_candidates import CohortCandidates, FrameCandidates, read_candidates
+from samcorrect.lib.loop.peer_context import PeerContext, drop_context, write_context
 from samcorrect.lib.loop.peers import Peers, learn_peers
 from samcorrect.lib.loop.students import Trained, train_on
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
 from samcorrect.lib.networks.student import predict_frames
-from samcorrect.lib.store.schema import QualityRow
+from samcorrect.lib.store.schema import LabelVersionRow, QualityRow
 
 STAGE_SCORE = "scoring labels"
 # Below this two folds of students learn nothing; the score then rests on the prompts alone and says so.
@@ -83,6 +83,8 @@ class Scores:
         trained: The preset's first student where it has one (huang2023).
         chosen: (n, K) the candidate of SAM to take now, see `peers.Peers`; None without peers.
         doubts: Of each structure, why its labels are doubtful as a whole, in words; "" where they are not.
+        peers: The peers that judged, or None.
+        forms: (n, K, 4) the measures of each label's form, or None.
     """
 
     structure_scores: np.ndarray
@@ -94,27 +96,12 @@ class Scores:
     trained: Trained | None = None
     chosen: np.ndarray | None = None
     doubts: tuple[str, ...] = ()
+    peers: Peers | None = None
+    forms: np.ndarray | None = None
 
-
-def score_store(workspace: Workspace, *, progress: Progress = no_progress) -> dict[str, Any]:
-    """Score the best label of every image and write the scores to the ledger.
-
-    Returns:
-        `n_scored`, `mean_score`, `has_peers` (false below eight images, where no student can judge) and
-        `doubtful_structures`, the names of those whose labels are contradicted as a whole.
-
-    Raises:
-        LabelError: There are no labels.
-    """
-    cohort = load_cohort(workspace, best_labels(workspace), progress=progress)
-    scores = score_cohort(workspace, cohort, seed=workspace.settings.seed, progress=progress)
-    write_scores(workspace, cohort, scores)
-    return {
-        "n_scored": len(cohort),
-        "mean_score": round(float(np.nanmean(scores.scores)), 4) if np.isfinite(scores.scores).any() else None,
-        "has_peers": scores.peer_probs is not None,
-        "doubtful_structures": [n for n, told in zip(cohort.config.names, scores.doubts, strict=True) if told],
-    }
+    def doubtful(self, names: Sequence[str]) -> tuple[str, ...]:
+        """The names of the structures whose labels are contradicted as a whole, among all `names`."""
+        return tuple(name for name, told in zip(names, self.doubts, strict=True) if told)
 
 
 def score_cohort(workspace: Workspace, cohort: Cohort, *, seed: int, progress: Progress = no_progress) -> Scores:
@@ -125,14 +112,29 @@ def score_cohort(workspace: Workspace, cohort: Cohort, *, seed: int, progress: P
     peers = None
     if len(cohort) >= MIN_IMAGES_FOR_PEERS:
         peers = learn_peers(workspace, cohort, candidates, seed=seed, progress=progress)
-    probs = None if peers is None else peers.probs
-    features = cohort_features(cohort, candidates, peers, progress=progress)
-    fused = np.stack([_fuse(of, peers is not None and peers.is_judge[k]) for k, of in enumerate(features)], 1)
-    expected = [
-        expect_dice(fused[:, k], features[k]["peer_dice"], approved.scores, approved.dice)
+    columns, forms = measure_labels(cohort, candidates, peers, progress=progress)
+    features = with_typicality(columns, forms)
+    fused = fuse_structures(features, None if peers is None else peers.is_judge)
+    expected = expect_structures(workspace, fused, features)
+    scores = finish_scores(cohort.config.names, cohort.is_approved, fused, expected, features)
+    if peers is None:
+        return replace(scores, forms=forms)
+    return replace(scores, forms=forms, peers=peers, peer_probs=peers.probs, chosen=peers.chosen)
+
+
+def fuse_structures(features: list[dict[str, np.ndarray]], is_judge: np.ndarray | None) -> np.ndarray:
+    """(n, K) scores of the labels from their features; `is_judge` as in `Peers`, None without peers."""
+    return np.stack([_fuse(of, is_judge is not None and is_judge[k]) for k, of in enumerate(features)], 1)
+
+
+def expect_structures(
+    workspace: Workspace, values: np.ndarray, features: list[dict[str, np.ndarray]]
+) -> list[ExpectedDice]:
+    """Of each structure, what (n, K) scores and the approvals until now say of the Dice."""
+    return [
+        expect_dice(values[:, k], features[k]["peer_dice"], approved.scores, approved.dice)
         for k, approved in enumerate(approved_pairs(workspace))
     ]
-    return _finish(cohort, fused, expected, features, probs, chosen=None if peers is None else peers.chosen)
 
 
 def _fuse(features: dict[str, np.ndarray], has_judge: bool) -> np.ndarray:
@@ -141,14 +143,14 @@ def _fuse(features: dict[str, np.ndarray], has_judge: bool) -> np.ndarray:
     return fuse_features(features, EVIDENCE, anchors=anchors, scale=scale).scores
 
 
-def cohort_features(
+def measure_labels(
     cohort: Cohort,
     candidates: CohortCandidates,
     peers: Peers | None,
     *,
     progress: Progress = no_progress,
-) -> list[dict[str, np.ndarray]]:
-    """The features of every label: for each structure, name to (n,) values in [0, 1] or nan."""
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """What each label says without the others: feature to (n, K) values in [0, 1] or nan, and (n, K, 4) forms."""
     shape = (len(cohort), cohort.n_structures)
     columns = {name: np.full(shape, np.nan) for name in FEATURES}
     forms = np.full((*shape, 4), np.nan)
@@ -164,10 +166,20 @@ def cohort_features(
                 columns[name][number, k] = value
             forms[number, k] = [*mask_shapes(mask), np.log(outline_ratio(mask))]
         progress(STAGE_SCORE, number + 1, len(cohort))
-    for k in range(cohort.n_structures):
-        for name, parts in COHORT_PARTS.items():
-            columns[name][:, k] = cohort_typicality(forms[:, k, parts])
-    return [{name: values[:, k] for name, values in columns.items()} for k in range(cohort.n_structures)]
+    return columns, forms
+
+
+def with_typicality(columns: dict[str, np.ndarray], forms: np.ndarray) -> list[dict[str, np.ndarray]]:
+    """All features of labels: for each structure, name to (n,) values in [0, 1] or nan.
+
+    Args:
+        columns: Feature to (n, K).
+        forms: (n, K, 4) of all labels, among which each is more or less ordinary.
+    """
+    features = [{name: values[:, k] for name, values in columns.items()} for k in range(forms.shape[1])]
+    for k, of in enumerate(features):
+        of |= {name: cohort_typicality(forms[:, k, parts]) for name, parts in COHORT_PARTS.items()}
+    return features
 
 
 def _features_alone(cohort: Cohort, number: int, k: int, mask: np.ndarray) -> dict[str, float]:
@@ -197,22 +209,39 @@ def _features_of_peers(
 
 
 def write_scores(workspace: Workspace, cohort: Cohort, scores: Scores) -> None:
-    """Enter the scores of a cohort's labels in the ledger; structure index 0 is the whole label."""
-    now = time.time()
+    """Enter the scores of a cohort's labels in the ledger, and keep its peers for the labels that change later."""
+    drop_context(workspace)
+    write_quality(workspace, cohort.labels, scores, np.arange(len(cohort)))
+    if scores.peers is not None:
+        label_ids = np.array([label.id for label in cohort.labels])
+        doubtful = scores.doubtful(cohort.config.names)
+        write_context(
+            workspace, PeerContext(scores.peers.pairs, scores.peers.is_judge, label_ids, scores.forms, doubtful)
+        )
+
+
+def write_quality(workspace: Workspace, labels: Sequence[LabelVersionRow], scores: Scores, numbers: np.ndarray) -> None:
+    """Enter the scores of some of the labels; structure index 0 is the whole label."""
+    now, protocol = time.time(), workspace.require_protocol()
     medians = [
         {name: np.nanmedian(v) if np.isfinite(v).any() else np.nan for name, v in f.items()} for f in scores.features
     ]
-    for number, label in enumerate(cohort.labels):
-        rows, reasons = [], []
-        for k, (name, index) in enumerate(zip(cohort.config.names, cohort.config.indices, strict=True)):
+    for number in numbers:
+        label, rows, reasons = labels[number], [], []
+        for k, (name, index) in enumerate(zip(protocol.names, protocol.indices, strict=True)):
             told = explain({f: v[number] for f, v in scores.features[k].items()}, medians[k], structure=name)
             if scores.doubts[k]:
                 told = [*told[: MAX_REASONS - 1], scores.doubts[k]]
             reasons += told
             rows.append(_quality_row(label.id, index, scores, number, k, told, now))
-        worst = int(np.nanargmin(scores.structure_scores[number])) if np.isfinite(scores.scores[number]) else 0
+        worst = worst_structure(scores.structure_scores[number])
         whole = _quality_row(label.id, 0, scores, number, worst, reasons[:MAX_REASONS], now)
         workspace.store.ledger.set_quality(label.id, [whole, *rows])
+
+
+def worst_structure(values: np.ndarray) -> int:
+    """Which of (K,) scores is the lowest: what the whole label counts as; the first where none is defined."""
+    return int(np.nanargmin(values)) if np.isfinite(values).any() else 0
 
 
 def explain(features: dict[str, float], medians: dict[str, float], *, structure: str) -> list[str]:
@@ -248,24 +277,25 @@ def _score_by_loss(workspace: Workspace, cohort: Cohort, *, seed: int, progress:
     image_scores = np.array([float(torch.exp(-losses[span].mean())) for span in cohort.spans])
     fused = np.repeat(image_scores[:, None], cohort.n_structures, 1)
     expected = [ExpectedDice(*(np.full(len(cohort), np.nan) for _ in range(3))) for _ in range(cohort.n_structures)]
-    return _finish(cohort, fused, expected, [{} for _ in range(cohort.n_structures)], probs, trained)
+    features: list[dict[str, np.ndarray]] = [{} for _ in range(cohort.n_structures)]
+    scores = finish_scores(cohort.config.names, cohort.is_approved, fused, expected, features)
+    return replace(scores, peer_probs=probs, trained=trained)
 
 
-def _finish(
-    cohort: Cohort,
+def finish_scores(
+    names: Sequence[str],
+    is_approved: np.ndarray,
     fused: np.ndarray,
     expected: list[ExpectedDice],
     features: list[dict[str, np.ndarray]],
-    peer_probs: torch.Tensor | None,
-    trained: Trained | None = None,
-    chosen: np.ndarray | None = None,
 ) -> Scores:
-    posterior = np.stack([posterior_good(fused[:, k]) for k in range(cohort.n_structures)], 1)
-    posterior[cohort.is_approved] = 1.0
+    """What follows from the (n, K) scores of structures: that of the whole label, the posterior and the doubts."""
+    posterior = np.stack([posterior_good(column) for column in fused.T], 1)
+    posterior[is_approved] = 1.0
     with np.errstate(all="ignore"):
         scores = np.where(np.isnan(fused).all(1), np.nan, np.nanmin(np.where(np.isnan(fused), np.inf, fused), axis=1))
-    doubts = tuple(_doubt(name, of) for name, of in zip(cohort.config.names, features, strict=True))
-    return Scores(fused, scores, posterior, expected, features, peer_probs, trained, chosen, doubts)
+    doubts = tuple(_doubt(name, of) for name, of in zip(names, features, strict=True))
+    return Scores(fused, scores, posterior, expected, features, None, doubts=doubts)
 
 
 def _doubt(name: str, features: dict[str, np.ndarray]) -> str:

@@ -43,6 +43,25 @@ class Trained:
     losses: list[tuple[int, float]]
 
 
+@dataclass(frozen=True)
+class FoldStudent:
+    """A student that learnt one fold.
+
+    Attributes:
+        path: Its file, below the state folder.
+        image_ids: The images that it learnt.
+        case_ids: Their cases; empty where each image counted as a case of its own.
+    """
+
+    path: str
+    image_ids: tuple[str, ...]
+    case_ids: tuple[str, ...]
+
+
+# The students of both folds.
+Pair = tuple[FoldStudent, FoldStudent]
+
+
 def train_on(
     workspace: Workspace,
     cohort: Cohort,
@@ -141,13 +160,17 @@ def _load_kept(path: Path) -> tuple[Student, list[tuple[int, float]]] | None:
 def split_cases(case_ids: Sequence[str], *, seed: int) -> list[np.ndarray]:
     """Two folds of image numbers, each in rising order; no case is in both unless there are too few cases."""
     cases = list(case_ids)
-    if len(set(cases)) < MIN_CASES:
+    if not _are_cases(cases):
         cases = [str(number) for number in range(len(cases))]
     names = list(dict.fromkeys(cases))
     order = np.random.default_rng(seed).permutation(len(names))
     first = {names[number] for number in order[0::2]}
     is_first = np.array([case in first for case in cases])
     return [np.flatnonzero(is_first), np.flatnonzero(~is_first)]
+
+
+def _are_cases(case_ids: Sequence[str]) -> bool:
+    return len(set(case_ids)) >= MIN_CASES
 
 
 def predict_cohort(trained: Trained, cohort: Cohort) -> torch.Tensor:
@@ -166,7 +189,7 @@ def out_of_fold_probs(
     sampling: np.ndarray | None = None,
     weights: torch.Tensor | None = None,
     progress: Progress = no_progress,
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, Pair]:
     """Probabilities for every slice from a student that never saw its case: two folds, each predicts the other.
 
     The images of one subfolder are one case (a patient), unless there are fewer than MIN_CASES such folders.
@@ -181,9 +204,11 @@ def out_of_fold_probs(
         progress: Told about each step.
 
     Returns:
-        (N, K + 1, side, side) float32.
+        (N, K + 1, side, side) float32, and the students.
     """
-    folds = split_cases([image.case_id for image in cohort.images], seed=seed)
+    case_ids = [image.case_id for image in cohort.images]
+    folds = split_cases(case_ids, seed=seed)
+    students = []
     probs = torch.zeros(len(cohort.frames), cohort.n_structures + 1, *cohort.frames.shape[1:])
     for number, (learnt, predicted) in enumerate([folds, folds[::-1]]):
         trained = train_on(
@@ -199,7 +224,9 @@ def out_of_fold_probs(
         )
         slices = cohort.subset(predicted)
         probs[slices] = predict_frames(trained.network, cohort.frames[slices])
-    return probs
+        cases = sorted({case_ids[n] for n in learnt}) if _are_cases(case_ids) else ()
+        students.append(FoldStudent(trained.path, tuple(cohort.images[n].id for n in learnt), tuple(cases)))
+    return probs, (students[0], students[1])
 
 
 def trusted_only(

@@ -111,12 +111,12 @@ def picture_of(
         if label_map.shape != array_hwd.shape:
             raise GeometryError(f"{image_id}: {name!r} has shape {label_map.shape}, the image has {array_hwd.shape}")
     index = display_slice(array_hwd, list(contours.values()))
-    image_hw = normalise_intensity(_as_displayed(array_hwd[:, :, index], affine))
+    image_hw = normalise_intensity(as_displayed(array_hwd[:, :, index], affine))
     step = math.ceil(max(image_hw.shape) / MAX_SIDE_PX)
     # The middle of each block, so that contours stay on the pixels that were averaged.
     rows, columns = (np.minimum(np.arange(0, side, step) + step // 2, side - 1) for side in image_hw.shape)
     maps = {
-        name: _as_displayed(label_map[:, :, index], affine)[np.ix_(rows, columns)]
+        name: as_displayed(label_map[:, :, index], affine)[np.ix_(rows, columns)]
         for name, label_map in contours.items()
     }
     small = np.asarray(Image.fromarray(image_hw).reduce(step))
@@ -162,7 +162,8 @@ def picture_svg(picture: LabelPicture, structure_names: Mapping[int, str]) -> st
     return "".join([*parts, "</svg>"])
 
 
-def _as_displayed(slice_xy: np.ndarray, affine: np.ndarray | None) -> np.ndarray:
+def as_displayed(slice_xy: np.ndarray, affine: np.ndarray | None) -> np.ndarray:
+    """Turn a slice (H, W), axes x and y, into rows and columns as `picture_of` shows them."""
     if affine is None:
         return slice_xy.T
     # Patient axis (0 right-left, 1 back-front, 2 feet-head) that each array axis follows, each patient axis once.

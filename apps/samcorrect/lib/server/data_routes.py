@@ -3,7 +3,6 @@
 The host's block every other client while they work, keep uploads under guessable names, and ask nobody who submits.
 """
 
-import hashlib
 import re
 import threading
 from pathlib import Path
@@ -15,6 +14,7 @@ from monailabel.endpoints.datastore import ResultType
 from monailabel.endpoints.user.auth import User
 from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.utils.app import app_instance
+from monailabel.utils.others.generic import file_checksum
 
 from samcorrect.lib.compat.json_objects import parse_json_object
 from samcorrect.lib.errors import RequestError, UnknownImageError
@@ -71,9 +71,8 @@ def check_image(image: str, check_sum: str = "", user: User = Viewer) -> Respons
         parsed = CHECK_SUM.fullmatch(check_sum)
         if parsed is None:
             raise RequestError(f"`check_sum` is <SHA256|SHA512|MD5>:<hexadecimal>; got {check_sum!r:.80}")
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, (parsed[1] or "SHA256").lower()).hexdigest()
-        if digest != parsed[2].lower():
+        algorithm = parsed[1] or "SHA256"
+        if file_checksum(path, algorithm) != f"{algorithm}:{parsed[2].lower()}":
             raise UnknownImageError(f"the image {image[:80]!r} has another checksum")
     return Response()
 

@@ -15,6 +15,7 @@ from samcorrect.lib.compat.json_objects import check_json_object, parse_json_obj
 from samcorrect.lib.compat.task_params import check_task_params, refuse_keys
 from samcorrect.lib.errors import RequestError, UnknownModelError
 from samcorrect.lib.infers.batch import check_batch_request
+from samcorrect.lib.scoring.tasks import parse_full
 from samcorrect.lib.server.access import Admin, Annotator, Viewer, with_user
 from samcorrect.lib.server.session_routes import require_session
 from samcorrect.lib.trainers.student import parse_steps
@@ -75,7 +76,8 @@ def run_all_scoring(
 ) -> dict[str, Any]:
     """Start every scoring method; `params` may hold an object for each."""
     checked = check_task_params(params, reserved=("method",))
-    _check_entries(checked, app_instance().info()["scoring"], "method")
+    for entry in [checked, *_check_entries(checked, app_instance().info()["scoring"], "method")]:
+        parse_full(entry.get("full"))
     return scoring.run(checked, run_sync)
 
 
@@ -85,7 +87,9 @@ def run_scoring(
 ) -> Any:
     """Start a scoring method; GET /scoring/ says how far it is."""
     _require("scoring method", method, app_instance().info()["scoring"])
-    return scoring.run_method(method, check_task_params(params, reserved=("method",)), run_sync)
+    checked = check_task_params(params, reserved=("method",))
+    parse_full(checked.get("full"))
+    return scoring.run_method(method, checked, run_sync)
 
 
 @router.post("/train/", tags=["Train"], include_in_schema=False)

@@ -210,6 +210,20 @@ def write_label_map(path: Path, label_map: np.ndarray, affine: np.ndarray, *, is
         raise LabelError(f"{path.name}: labels are written as .nii.gz, .nii or .nrrd")
 
 
+def write_map(path: Path, values: np.ndarray, affine: np.ndarray) -> None:
+    """Write an (H, W, D) map of numbers as float32 NIfTI, atomically.
+
+    Raises:
+        LabelError: The suffix is neither `.nii` nor `.nii.gz`.
+    """
+    suffix = suffix_of(path)
+    if suffix not in (".nii.gz", ".nii"):
+        raise LabelError(f"{path.name}: maps are written as .nii.gz or .nii")
+    image = nib.Nifti1Image(values.astype(np.float32), affine)
+    image.header.set_xyzt_units("mm")
+    write_atomically(path, lambda temporary: nib.save(image, temporary), suffix=suffix)
+
+
 def _read(path: Path, error_type: type[Exception]) -> tuple[np.ndarray, np.ndarray, int]:
     suffix = suffix_of(path)
     if not suffix:

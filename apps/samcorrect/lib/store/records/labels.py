@@ -38,6 +38,8 @@ from samcorrect.lib.store.schema import (
 EVENT_OF_TAG = {TAG_ORIGINAL: EVENT_MADE, TAG_CORRECTED: EVENT_CORRECTED}
 RESTORED_BY = "restored_by"
 STANDS = LabelVersionRow.is_rejected.is_(False)
+# SQLite takes 32,766 variables in a statement, older ones 999.
+IDS_PER_QUERY = 900
 
 
 class LabelRecords(Records):
@@ -169,6 +171,32 @@ class LabelRecords(Records):
         with self.session() as session:
             rows = session.scalars(select(QualityRow).where(QualityRow.label_version_id == label_version_id))
             return {row.structure_index: row for row in rows}
+
+    def qualities(self, label_version_ids: Iterable[int]) -> dict[int, dict[int, QualityRow]]:
+        """Label version to its quality as in `quality`, for those of many labels that are scored."""
+        found: dict[int, dict[int, QualityRow]] = {}
+        ids = sorted(label_version_ids)
+        with self.session() as session:
+            for start in range(0, len(ids), IDS_PER_QUERY):
+                chosen = QualityRow.label_version_id.in_(ids[start : start + IDS_PER_QUERY])
+                for row in session.scalars(select(QualityRow).where(chosen)):
+                    found.setdefault(row.label_version_id, {})[row.structure_index] = row
+        return found
+
+    def scored_labels(self) -> set[int]:
+        """The label versions that are scored."""
+        query = select(QualityRow.label_version_id).where(QualityRow.structure_index == 0)
+        with self.session() as session:
+            return set(session.scalars(query))
+
+    def update_expected_dice(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Set the expected Dice of quality rows to what more approvals say: no new score, so nothing to audit.
+
+        Args:
+            rows: Of each `id`, `expected_dice`, `expected_dice_low`, `expected_dice_high` and `n_approved`.
+        """
+        with self.session(writes=True) as session:
+            session.execute(update(QualityRow), list(rows))
 
     def counts(self) -> dict[str, int]:
         """Images in all, approved, scored, and labels by tag, for status pages."""
