@@ -49,3 +49,11 @@ def test_other_pages_may_only_read(client, headers):
     reply = client.post("/", headers=headers)
     assert (reply.status_code, reply.json()["error"]) == (403, "Forbidden")
     assert client.get("/", headers=headers).json() == "done"
+
+
+def test_the_application_is_told_of_what_it_did_not_see(client):
+    told = []
+    client.app.state.on_refusal = lambda *refusal: told.append(refusal)
+    client.post("/?image=Jane", headers={"Origin": "http://evil.example"})
+    client.get("/", headers={"Origin": "http://evil.example"})
+    assert told == [("POST", "unknown route", 403, "Forbidden", "testclient", None)]

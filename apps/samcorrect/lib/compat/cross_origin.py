@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
+from starlette.background import BackgroundTask
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -33,7 +34,12 @@ class SameOrigin:
             "a page of another origin may not change anything here; an administrator can name its origin in "
             "MONAI_LABEL_CORS_ORIGINS"
         )
-        await JSONResponse({"error": "Forbidden", "detail": detail}, 403)(scope, receive, send)
+        # What the application tells of a refusal, it is told of this one too; no route has been looked for yet.
+        tell = getattr(scope["app"].state, "on_refusal", None)
+        client = scope["client"][0] if scope.get("client") else "unknown"
+        told = tell and BackgroundTask(tell, scope["method"], "unknown route", 403, "Forbidden", client, None)
+        reply = JSONResponse({"error": "Forbidden", "detail": detail}, 403, background=told)
+        await reply(scope, receive, send)
 
     def _is_same_origin(self, headers: Headers) -> bool:
         # Programs send neither header; a browser that is too old for the first sends the second.
