@@ -97,14 +97,7 @@ def train_on(
     numbers = numbers[standing(workspace, cohort)[numbers]]
     if not len(numbers):
         raise LabelError(f"every label that the {name} would learn from was rejected; make new labels, then run again")
-    slices = cohort.subset(numbers)
-    drawn = np.ones(len(cohort)) if sampling is None else sampling
-    data = TrainingData(
-        frames=cohort.frames[slices],
-        targets=(cohort.targets if targets is None else targets)[slices],
-        weights=torch.ones_like(cohort.frames[slices]) if weights is None else weights[slices],
-        sampling=cohort.of_slices(drawn)[slices],
-    )
+    data = _training_data(cohort, numbers, sampling, weights, targets)
     config = replace(cohort.config, dropout=dropout)
     relative = Path(MODELS_NAME) / f"{_training_digest(workspace, config, data, seed, weigh_batch)[:32]}.pt"
     path = workspace.store.state_dir / relative
@@ -127,6 +120,23 @@ def train_on(
         progress(name, settings.student_steps, settings.student_steps)
     student, losses = kept
     return Trained(student, student.network, relative.as_posix(), losses)
+
+
+def _training_data(
+    cohort: Cohort,
+    numbers: np.ndarray,
+    sampling: np.ndarray | None,
+    weights: torch.Tensor | None,
+    targets: torch.Tensor | None,
+) -> TrainingData:
+    slices = cohort.subset(numbers)
+    drawn = np.ones(len(cohort)) if sampling is None else sampling
+    return TrainingData(
+        frames=cohort.frames[slices],
+        targets=(cohort.targets if targets is None else targets)[slices],
+        weights=torch.ones_like(cohort.frames[slices]) if weights is None else weights[slices],
+        sampling=cohort.of_slices(drawn)[slices],
+    )
 
 
 def _training_digest(

@@ -9,6 +9,12 @@ down_revision = None
 
 def upgrade() -> None:
     """Create the tables."""
+    _create_images_and_runs()
+    _create_labels()
+    _create_models_and_leases()
+
+
+def _create_images_and_runs() -> None:
     op.create_table(
         "image",
         sa.Column("id", sa.String, primary_key=True),
@@ -31,6 +37,9 @@ def upgrade() -> None:
         sa.Column("is_finished", sa.Boolean, nullable=False),
         sa.Column("started_at", sa.Double, nullable=False),
     )
+
+
+def _create_labels() -> None:
     op.create_table(
         "label_version",
         sa.Column("id", sa.Integer, primary_key=True),
@@ -63,6 +72,9 @@ def upgrade() -> None:
         sa.Column("created_at", sa.Double, nullable=False),
         sa.UniqueConstraint("label_version_id", "structure_index"),
     )
+
+
+def _create_models_and_leases() -> None:
     op.create_table(
         "model",
         sa.Column("id", sa.Integer, primary_key=True),
