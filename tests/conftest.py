@@ -21,6 +21,7 @@ from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import DSfloat
 
+from samcorrect.cli import main
 from samcorrect.lib.loop.candidates import find_candidates
 from samcorrect.lib.loop.workspace import open_workspace
 from samcorrect.lib.settings import Settings
@@ -54,6 +55,20 @@ def oblique_affine() -> np.ndarray:
     affine[:3, :3] = about_x @ about_z @ np.diag([-0.8, 1.2, 2.5])
     affine[:3, 3] = [31.0, -17.5, 240.0]
     return affine
+
+
+@pytest.fixture
+def run(capsys):
+    """A function that runs a command and returns its exit code, output and errors; a traceback fails the test."""
+
+    def run_command(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        return code, said.out, said.err
+
+    return run_command
 
 
 @pytest.fixture

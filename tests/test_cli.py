@@ -28,20 +28,6 @@ COMMANDS = (
 
 
 @pytest.fixture
-def run(capsys):
-    """A function that runs a command and returns its exit code, output and errors; a traceback fails the test."""
-
-    def run_command(*words: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main([str(word) for word in words])
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        return code, said.out, said.err
-
-    return run_command
-
-
-@pytest.fixture
 def studies(phantoms, tmp_path) -> Path:
     """Four phantoms with their protocol, to be written to."""
     folder = tmp_path / "studies"

@@ -10,24 +10,10 @@ import sqlite3
 import numpy as np
 import pytest
 
-from samcorrect.cli import main
 from samcorrect.lib.store.labels import LabelStore
 from samcorrect.lib.store.schema import QualityRow
 from samcorrect.lib.store.sources import open_studies
 from samcorrect.lib.store.volumes import LPS_TO_RAS
-
-
-@pytest.fixture
-def run(capsys):
-    """A function that runs a command and returns its exit code, output and errors."""
-
-    def run_command(*words: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main([str(word) for word in words])
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run_command
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from samcorrect.lib.loop.correction import (
     flag_labels,
     save_correction,
 )
+from samcorrect.lib.loop.peer_context import KEY_SETTINGS
 from samcorrect.lib.loop.pseudo_label import pseudo_label_store
 from samcorrect.lib.loop.retraining import retrain
 from samcorrect.lib.loop.scoring import Scores, score_cohort, write_scores
@@ -33,17 +34,7 @@ from samcorrect.lib.transforms.frame import labels_to_frame
 logger = logging.getLogger(__name__)
 
 # Settings that change the result of a run; where its files lie and how the queue works do not.
-RESULT_SETTINGS = (
-    "preset",
-    "rounds",
-    "seed",
-    "n_candidates",
-    "student_steps",
-    "student_batch_size",
-    "student_side_px",
-    "student_learning_rate",
-    "train_on",
-)
+RESULT_SETTINGS = (*KEY_SETTINGS, "rounds", "train_on")
 # Seeds of runs and of the rounds in them are this far apart; a round uses less than the second.
 RUN_SEED_STRIDE, ROUND_SEED_STRIDE = 1_000_000, 20_000
 
