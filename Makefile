@@ -26,8 +26,8 @@ venv: $(VENV)/.installed ## make $(VENV) and install the package with its test t
 demo: $(VENV)/.installed ## run the loop on sample-data, then say where the report is and how to serve the result
 	samcorrect demo
 
-test: $(VENV)/.installed ## run every test, the slow ones too
-	python -m pytest
+test: $(VENV)/.installed ## run every test, the slow ones too, on all cores
+	OMP_WAIT_POLICY=PASSIVE python -m pytest -n auto --dist worksteal
 
 test-fast: $(VENV)/.installed ## run the tests that are not marked slow
 	python -m pytest -m 'not slow'
