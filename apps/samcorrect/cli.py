@@ -41,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_loop_commands(commands)
     _add_stage_commands(commands)
     _add_exchange_commands(commands)
+    _add_model_commands(commands)
     _add_history_commands(commands)
     _add_audit_commands(commands)
     return parser
@@ -143,12 +144,52 @@ def _add_exchange_commands(commands: Any) -> None:
         default="approved,corrected,pseudo",
         help="of approved, corrected, pseudo; a rejected label is never exported (default: %(default)s)",
     )
-    models = _workspace_command(
-        commands, "models", "list students, or import one", "samcorrect models import student.pt --studies images"
+
+
+def _add_model_commands(commands: Any) -> None:
+    models = _command(
+        commands,
+        "models",
+        "list students, decide which one is used, and move them in and out",
+        "samcorrect models promote 3fa9c1 --by 'Dr. Who' --studies images",
     )
-    models.add_argument("action", choices=["list", "import"], help="what to do")
-    models.add_argument("file", type=Path, nargs="?", help="the student's file to import")
-    models.add_argument("--promote", action="store_true", help="use the imported student at once")
+    actions = models.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _workspace_command(
+        actions, "list", "list students with what the gate said", "samcorrect models list --studies images"
+    )
+    promote = _workspace_command(
+        actions,
+        "promote",
+        "use a student from now on, whatever the gate said of it",
+        "samcorrect models promote 3fa9c1 --by 'Dr. Who' --studies images",
+    )
+    promote.add_argument("digest", help="how its digest begins, as `samcorrect models list` shows it")
+    rollback = _workspace_command(
+        actions,
+        "rollback",
+        "go back to the student that was in use before",
+        "samcorrect models rollback --by 'Dr. Who' --studies images",
+    )
+    taking = _workspace_command(
+        actions,
+        "import",
+        "bring in a student that was trained elsewhere",
+        "samcorrect models import student.pt --studies images",
+    )
+    taking.add_argument("file", type=Path, help="a student's file, or the folder of a bundle that was exported")
+    taking.add_argument("--promote", action="store_true", help="use it at once")
+    for parser, is_required in ((promote, True), (rollback, True), (taking, False)):
+        parser.add_argument("--by", metavar="NAME", required=is_required, help="who decides so, for the audit log")
+    export = _workspace_command(
+        actions,
+        "export",
+        "write the student in use, or another, for other programs",
+        "samcorrect models export --format bundle --out student-bundle --studies images",
+    )
+    export.add_argument("digest", nargs="?", help="how its digest begins (default: the student in use)")
+    export.add_argument("--format", default="bundle", help="bundle (of MONAI) or onnx (default: %(default)s)")
+    export.add_argument("--out", type=Path, required=True, help="a new folder, or for onnx a new file")
+    export.add_argument("--overwrite", action="store_true", help="replace an earlier export at --out")
 
 
 def _add_history_commands(commands: Any) -> None:

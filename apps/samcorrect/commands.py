@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from samcorrect import commands_history as history
+from samcorrect import commands_models
 from samcorrect.console import EXIT_SET_ASIDE, print_table, show_progress, shown, tell_set_aside
 from samcorrect.lib.errors import SettingsError, StoreError
 from samcorrect.lib.loop import workspace as ws
@@ -22,7 +23,7 @@ from samcorrect.lib.loop.cohort import best_labels
 from samcorrect.lib.loop.correction import correct_store
 from samcorrect.lib.loop.doctor import check_installation
 from samcorrect.lib.loop.evaluation import GroundTruth, evaluate_quality, label_dice
-from samcorrect.lib.loop.exchange import export_labels, import_labels, import_model
+from samcorrect.lib.loop.exchange import export_labels, import_labels
 from samcorrect.lib.loop.explain import write_explanation
 from samcorrect.lib.loop.outcome import write_report
 from samcorrect.lib.loop.progress import ProgressFile
@@ -56,7 +57,7 @@ def run(parsed: argparse.Namespace, settings: Settings) -> int:
         "doctor": _doctor,
         "import-labels": _import_labels,
         "export": _export,
-        "models": _models,
+        "models": commands_models.run,
         "versions": history.versions,
         "restore": history.restore,
         "diff": history.diff,
@@ -209,18 +210,6 @@ def _export(parsed: argparse.Namespace, settings: Settings) -> int:
         told = export_labels(workspace, parsed.out, file_format=parsed.format, states=states, progress=progress)
     print(f"{told['n_exported']} label(s) exported; where each comes from: {told['manifest']}")
     return tell_set_aside(told["refused"])
-
-
-def _models(parsed: argparse.Namespace, settings: Settings) -> int:
-    workspace = ws.open_workspace(parsed.studies, settings)
-    if parsed.action == "import":
-        if parsed.file is None:
-            raise SettingsError("samcorrect models import FILE: the file is missing")
-        print_table(import_model(workspace, parsed.file, promote=parsed.promote))
-        return 0
-    for row in workspace.store.ledger.models():
-        print(f"{row.digest[:12]}  {row.status:9s}  round {row.round}  {row.metrics.get('reason', '')}")
-    return 0
 
 
 def _require_outside(out: Path, workspace: ws.Workspace) -> None:

@@ -77,6 +77,9 @@ def test_what_we_add_is_below_a_path_that_the_host_does_not_have():
         ("POST", "/samcorrect/loop"),
         ("GET", "/samcorrect/loop"),
         ("DELETE", "/samcorrect/loop"),
+        ("GET", "/samcorrect/models"),
+        ("POST", "/samcorrect/models/promote"),
+        ("POST", "/samcorrect/models/rollback"),
     }
     assert not {path for _, path in hosts if path.startswith("/samcorrect")}
 

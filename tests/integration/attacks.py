@@ -112,6 +112,7 @@ BODY_ID_ROUTES: list[tuple[str, str, dict[str, object]]] = [
     ("/samcorrect/reject", "image", {"client_id": "ann", "reason": "wrong side"}),
     ("/samcorrect/comment", "image", {"client_id": "ann", "text": "look at the apex"}),
     ("/samcorrect/loop", "preset", {}),
+    ("/samcorrect/models/promote", "digest", {}),
 ]
 TAGS = [
     "../../evil",
@@ -186,6 +187,7 @@ JSON_ROUTES: list[tuple[str, str, Callable[[str], Body]]] = [
     ("POST", "/samcorrect/reject", jsons),
     ("POST", "/samcorrect/comment", jsons),
     ("POST", "/samcorrect/loop", jsons),
+    ("POST", "/samcorrect/models/promote", jsons),
 ]
 TASK_PARAMS = [
     '{"bundle_path": "/decoy"}',

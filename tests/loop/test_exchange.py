@@ -1,4 +1,4 @@
-"""Labels and models in and out."""
+"""Labels in and out."""
 
 import json
 
@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from samcorrect.lib.errors import LabelError, RequestError, StoreError, WeightsError
-from samcorrect.lib.loop.exchange import export_labels, import_labels, import_model
+from samcorrect.lib.errors import LabelError, RequestError, StoreError
+from samcorrect.lib.loop.exchange import export_labels, import_labels
 from samcorrect.lib.loop.workspace import open_workspace
-from samcorrect.lib.networks.student import StudentConfig, build_network, student_bytes
 from samcorrect.lib.store.volumes import LPS_TO_RAS, read_label_map
 
 
@@ -123,37 +122,3 @@ def test_nothing_is_exported_into_a_folder_in_use_or_over_a_file(labelled, tmp_p
         with pytest.raises(RequestError, match="is not an empty folder"):
             export_labels(workspace, out, file_format="nifti", states=["pseudo"])
     assert (tmp_path / "file").read_text() == "mine"
-
-
-def student_file(path, names=("right blob", "left blob"), indices=(7, 3)):
-    config = StudentConfig(names, indices, 32)
-    path.write_bytes(student_bytes(build_network(config, seed=5), config))
-    return path
-
-
-def test_a_student_trained_elsewhere_is_used_once_it_is_promoted(phantom_workspace, tmp_path):
-    workspace = phantom_workspace()
-    path = student_file(tmp_path / "elsewhere.pt")
-    assert import_model(workspace, path, promote=False)["status"] == "candidate"
-    assert workspace.student() is None
-    told = import_model(workspace, path, promote=True)
-    path.unlink()
-    assert told["status"] == "promoted"
-    assert workspace.student().digest == told["digest"]
-    assert len(workspace.store.ledger.models()) == 1
-    prediction = workspace.student().predict(workspace.store.read_image("case0").array)
-    assert set(np.unique(prediction)) <= {0, 3, 7}
-
-
-def test_a_student_of_another_protocol_and_other_files_are_refused(phantom_workspace, tmp_path):
-    workspace = phantom_workspace()
-    other = student_file(tmp_path / "other.pt", indices=(1, 2))
-    with pytest.raises(WeightsError, match=r"other\.pt segments .*'right blob': 1.* the protocol asks for .*: 7"):
-        import_model(workspace, other, promote=True)
-    text = tmp_path / "text.pt"
-    text.write_text("no weights")
-    with pytest.raises(WeightsError, match="cannot be loaded as a student"):
-        import_model(workspace, text, promote=True)
-    with pytest.raises(WeightsError, match=r"no student at .*gone\.pt"):
-        import_model(workspace, tmp_path / "gone.pt", promote=True)
-    assert workspace.store.ledger.models() == []

@@ -7,7 +7,7 @@ import numpy as np
 from samcorrect.lib.core.metrics import dice
 from samcorrect.lib.core.selection import WHYS_AT_RANDOM
 from samcorrect.lib.loop.workspace import Workspace
-from samcorrect.lib.store.schema import TAG_FINAL
+from samcorrect.lib.store.schema import TAG_FINAL, LabelVersionRow
 
 
 @dataclass(frozen=True)
@@ -18,16 +18,24 @@ class ApprovedPairs:
     dice: np.ndarray
 
 
+def audit_finals(workspace: Workspace) -> list[LabelVersionRow]:
+    """The first label that a person submitted of each image that was served at random, in order of submission.
+
+    Only these say how good labels are: images that were served worst first say how good the worst labels are.
+    """
+    finals = workspace.store.ledger.first_finals()
+    return [final for final in finals if final.info.get("why_served") in WHYS_AT_RANDOM]
+
+
 def approved_pairs(workspace: Workspace) -> list[ApprovedPairs]:
     """Score and true Dice of the labels of the audit share, for each structure of the protocol.
 
-    Only images that were served at random count: those that were served worst first say how good the worst labels are,
-    not how good labels of a score are.
+    Those that the promotion gate holds out are among them, since nothing is trained here.
     """
     store, indices = workspace.store, workspace.require_protocol().indices
     told = []
-    for final in store.ledger.first_finals():
-        if final.parent_id is None or final.info.get("why_served") not in WHYS_AT_RANDOM:
+    for final in audit_finals(workspace):
+        if final.parent_id is None:
             continue
         before = store.ledger.label_version(final.parent_id)
         quality = store.ledger.quality(before.id)

@@ -15,6 +15,7 @@ from samcorrect.lib.store.records.events import (
     EVENT_APPROVED,
     EVENT_COMMENT,
     EVENT_CORRECTED,
+    EVENT_HELD_OUT,
     EVENT_MADE,
     EVENT_REFUSED_REQUEST,
     EVENT_REJECTED,
@@ -180,6 +181,7 @@ SENTENCES: dict[str, Callable[[AuditRow, dict[str, Any]], str]] = {
     EVENT_APPROVED: _approved,
     EVENT_REJECTED: lambda row, told: f"{row.actor} rejected version {row.label_version_id}{_because(told)}",
     EVENT_COMMENT: lambda row, told: f"{row.actor} said of version {row.label_version_id}{_because(told)}",
+    EVENT_HELD_OUT: lambda row, told: "the image is held out of training from now on, to judge models by",
     EVENT_TAKEN_OVER: _taken_over,
     EVENT_REFUSED_REQUEST: _refused,
 }

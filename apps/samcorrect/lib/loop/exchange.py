@@ -1,10 +1,6 @@
-"""Labels and models in and out: masks that people have already, training sets for other tools, students trained
-elsewhere.
-"""
+"""Labels in and out: masks that people have already, training sets for other tools."""
 
-import hashlib
 import json
-import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,20 +9,12 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from samcorrect.lib.errors import ImageError, LabelError, RequestError, WeightsError
+from samcorrect.lib.errors import ImageError, LabelError, RequestError
 from samcorrect.lib.loop.cohort import best_labels
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
-from samcorrect.lib.networks.student import load_student
 from samcorrect.lib.store.files import write_atomically, write_bytes_atomically
 from samcorrect.lib.store.label_names import map_values, present_indices
-from samcorrect.lib.store.schema import (
-    MODEL_CANDIDATE,
-    TAG_CORRECTED,
-    TAG_FINAL,
-    TAG_ORIGINAL,
-    LabelVersionRow,
-    ModelRow,
-)
+from samcorrect.lib.store.schema import TAG_CORRECTED, TAG_FINAL, TAG_ORIGINAL, LabelVersionRow
 from samcorrect.lib.store.studies import LocalStudies
 from samcorrect.lib.store.volumes import read_label_map, write_label_map
 
@@ -132,40 +120,6 @@ def export_labels(
     manifest = out_dir / MANIFEST_NAME
     write_bytes_atomically(manifest, json.dumps({"format": file_format, "labels": records}, indent=1).encode())
     return {"n_exported": len(records), "manifest": str(manifest), "refused": refused}
-
-
-def import_model(workspace: Workspace, path: Path, *, promote: bool) -> dict[str, Any]:
-    """Bring in a student trained elsewhere; the file is copied into the state folder.
-
-    Args:
-        workspace: With a protocol.
-        path: A student's file.
-        promote: Use it at once; else it stays a candidate.
-
-    Raises:
-        WeightsError: Not a student's file, or it segments other structures than the protocol.
-    """
-    student, protocol = load_student(path), workspace.require_protocol()
-    if (student.names, student.indices) != (protocol.names, protocol.indices):
-        theirs, ours = (dict(zip(x.names, x.indices, strict=True)) for x in (student, protocol))
-        raise WeightsError(f"{path.name} segments {theirs}; the protocol asks for {ours}")
-    content = path.read_bytes()
-    relative = f"models/imported-{hashlib.sha256(content).hexdigest()[:32]}.pt"
-    write_bytes_atomically(workspace.store.state_dir / relative, content)
-    row = workspace.store.ledger.add_model(
-        ModelRow(
-            digest=student.digest,
-            path=relative,
-            status=MODEL_CANDIDATE,
-            created_at=time.time(),
-            metrics={"imported_from": path.name},
-        )
-    )
-    if promote:
-        workspace.store.ledger.decide_model(
-            row.id, is_promoted=True, metrics={"reason": "imported and promoted by command"}
-        )
-    return {"digest": student.digest, "status": "promoted" if promote else row.status}
 
 
 def _export_one(workspace: Workspace, out_dir: Path, label: LabelVersionRow, file_format: str) -> dict[str, Any]:

@@ -177,9 +177,8 @@ def _retrain_round(
         _, weights = trusted_only(cohort, scores.peer_probs, flagged & (posterior < 0.5))
     # Every round, and every arm of a comparison, trains its student from the same seed.
     seed = workspace.settings.seed
-    return retrain(
-        workspace, updated, posterior, weights, seed=seed, round_number=number, run_id=run_id, progress=progress
-    )
+    given = {"seed": seed, "round_number": number, "run_id": run_id, "progress": progress}
+    return retrain(workspace, updated, posterior, weights, ~flagged, **given)
 
 
 def _open_run(workspace: Workspace) -> RunRow:
@@ -197,7 +196,8 @@ def _open_run(workspace: Workspace) -> RunRow:
         faults = ledger.quarantined()
         raise ImageError(f"none of the {len(faults)} image(s) can be used; the first fault: {faults[0][1]}")
     labels = {image_id: label.id for image_id, label in found.items()}
-    contents = {image_id: label.content_sha256 for image_id, label in found.items()}
+    # A label that a person approved as it is has the same content and another weight.
+    contents = {image_id: [label.content_sha256, label.tag == TAG_FINAL] for image_id, label in found.items()}
     rejected = sorted([label.image_id, label.content_sha256] for label in ledger.rejected_labels())
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
     key = hashlib.sha256(json.dumps([contents, rejected], sort_keys=True).encode()).hexdigest()

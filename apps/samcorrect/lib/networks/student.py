@@ -5,6 +5,7 @@ import io
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,23 +73,28 @@ class Student:
         return probs_to_label_map(self.predict_probs(array_hwd), self.indices)
 
 
+def network_arguments(config: StudentConfig) -> dict[str, Any]:
+    """The arguments of MONAI's UNet for a student; they can be written as JSON."""
+    return {
+        "spatial_dims": 2,
+        "in_channels": 1,
+        "out_channels": len(config.indices) + 1,
+        "channels": CHANNELS,
+        "strides": STRIDES,
+        "num_res_units": 1,
+        # MONAI's default, PReLU, takes a fifth of a training step on a CPU. A plain ReLU can switch off one of the
+        # K + 1 channels before the last convolution for good, and its structure with it.
+        "act": ("leakyrelu", {"negative_slope": 0.1, "inplace": True}),
+        "norm": "batch",
+        "dropout": config.dropout,
+    }
+
+
 def build_network(config: StudentConfig, *, seed: int) -> nn.Module:
     """A MONAI U-Net of 0.6 million parameters with initial weights that depend on `seed` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = UNet(
-            spatial_dims=2,
-            in_channels=1,
-            out_channels=len(config.indices) + 1,
-            channels=CHANNELS,
-            strides=STRIDES,
-            num_res_units=1,
-            # MONAI's default, PReLU, takes a fifth of a training step on a CPU. A plain ReLU can switch off one of the
-            # K + 1 channels before the last convolution for good, and its structure with it.
-            act=("leakyrelu", {"negative_slope": 0.1, "inplace": True}),
-            norm="batch",
-            dropout=config.dropout,
-        )
+        network = UNet(**network_arguments(config))
     return network.to(memory_format=torch.channels_last)
 
 

@@ -6,6 +6,7 @@ from monailabel.config import settings as host_settings
 from samcorrect.lib.server import (
     data_routes,
     loop_routes,
+    model_routes,
     other_routes,
     queue_routes,
     review_routes,
@@ -15,7 +16,7 @@ from samcorrect.lib.server import (
 
 # In place of the host's.
 MENDED = (task_routes.router, data_routes.router, session_routes.router, other_routes.router)
-ADDED = (queue_routes.router, review_routes.router, loop_routes.router)
+ADDED = (queue_routes.router, review_routes.router, loop_routes.router, model_routes.router)
 ROUTERS = (*MENDED, *ADDED)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from samcorrect.lib.errors import StoreError
 from samcorrect.lib.store.engine import open_engine
 from samcorrect.lib.store.records.audit import AuditRecords, Refusals
+from samcorrect.lib.store.records.gate import GateRecords
 from samcorrect.lib.store.records.images import ImageRecords
 from samcorrect.lib.store.records.labels import LabelRecords
 from samcorrect.lib.store.records.models import ModelRecords
@@ -23,6 +24,7 @@ class Ledger(
     LabelRecords,
     QueueRecords,
     ModelRecords,
+    GateRecords,
     RunRecords,
     ReviewRecords,
     AuditRecords,

@@ -8,7 +8,7 @@ from sqlalchemy import JSON, Double, ForeignKey, Index, TypeDecorator, UniqueCon
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 # The newest script in `migrations/versions`: a change of the tables below needs a new one.
-REVISION = "0004"
+REVISION = "0005"
 IMAGE_STATUS_OK = "ok"
 IMAGE_STATUS_QUARANTINED = "quarantined"
 TAG_ORIGINAL, TAG_CORRECTED, TAG_FINAL = "original", "corrected", "final"
@@ -45,9 +45,10 @@ class ImageRow(Base):
 
     `path` is relative to them, `case_id` the patient that the image is of. `queue_score` is its best label's quality,
     null until scored; `is_approved` means that it has a final label. `draw`, uniform in [0, 1), is its place in the
-    random order of audits. `best_label_id`, `best_present` and `shown_labels` repeat what `records/listing.py` reads
-    from its labels, so that lists of all images need no other table; `revision` is the highest of all images whenever
-    something changes that lists show.
+    random order of audits. `is_held_out`, once set, stays: no student that may be promoted learns from the image, the
+    promotion gate judges by it. `best_label_id`, `best_present` and `shown_labels` repeat what `records/listing.py`
+    reads from its labels, so that lists of all images need no other table; `revision` is the highest of all images
+    whenever something changes that lists show.
     """
 
     __tablename__ = "image"
@@ -66,6 +67,7 @@ class ImageRow(Base):
     queue_score: Mapped[float | None]
     draw: Mapped[float] = mapped_column(default=random.random, server_default="0")
     is_approved: Mapped[bool] = mapped_column(default=False)
+    is_held_out: Mapped[bool] = mapped_column(default=False, server_default=false())
     added_at: Mapped[float]
     info: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     revision: Mapped[int] = mapped_column(default=0, server_default="0")
@@ -143,6 +145,18 @@ class ModelRow(Base):
     round: Mapped[int] = mapped_column(default=0)
     metrics: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     created_at: Mapped[float]
+
+
+class GateLabelRow(Base):
+    """A structure of a label that was trusted before the first correction under a protocol: until enough labels are
+    approved, the promotion gate judges by these. Rows are written once for a protocol and never changed.
+    """
+
+    __tablename__ = "gate_label"
+
+    protocol_digest: Mapped[str] = mapped_column(primary_key=True)
+    label_version_id: Mapped[int] = mapped_column(ForeignKey("label_version.id"), primary_key=True)
+    structure_index: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
 
 
 class RunRow(Base):

@@ -9,6 +9,8 @@ EVENT_MADE, EVENT_CORRECTED, EVENT_SUBMITTED = "label made", "label corrected", 
 EVENT_SCORED, EVENT_RESTORED = "label scored", "label restored"
 EVENT_APPROVED, EVENT_REJECTED, EVENT_COMMENT = "label approved", "label rejected", "comment"
 EVENT_PROMOTED, EVENT_REFUSED_MODEL = "model promoted", "model refused"
+# An image that the promotion gate judges by from now on, so that nothing learns from it.
+EVENT_HELD_OUT = "image held out"
 EVENT_STARTED, EVENT_REFUSED_REQUEST = "started", "request refused"
 # What a ledger of a release without an audit log held already.
 EVENT_TAKEN_OVER = "taken over"

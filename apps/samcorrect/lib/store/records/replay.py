@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from samcorrect.lib.store.records.events import (
     EVENT_APPROVED,
     EVENT_COMMENT,
+    EVENT_HELD_OUT,
     EVENT_PROMOTED,
     EVENT_REFUSED_MODEL,
     EVENT_REJECTED,
@@ -51,6 +52,7 @@ class Replay:
         self._labels: dict[int, bytes] = {}
         self._finals: dict[int, str] = {}
         self._rejected: set[int] = set()
+        self._held_out: set[str] = set()
         self._scores: dict[int, float | None] = {}
         self._promoted: set[str] = set()
         self._reviews: list[tuple] = []
@@ -70,6 +72,8 @@ class Replay:
             self._take_label(row, details)
         if row.event == EVENT_REJECTED and version is not None:
             self._rejected.add(version)
+        if row.event == EVENT_HELD_OUT:
+            self._held_out.add(row.image_id or "")
         if row.event in (EVENT_SCORED, EVENT_TAKEN_OVER) and version is not None and "score" in details:
             self._scores[version] = details["score"]
         if row.event == EVENT_PROMOTED or (row.event == EVENT_TAKEN_OVER and version is None):
@@ -85,9 +89,11 @@ class Replay:
         yield from self._faults
         yield from self._label_differences(session)
         finals = {image_id for version, image_id in self._finals.items() if version not in self._rejected}
-        approved = set(session.scalars(select(ImageRow.id).where(ImageRow.is_approved.is_(True))))
-        yield from (f"image {i} is approved in the ledger and not by the log" for i in sorted(approved - finals))
-        yield from (f"image {i} is approved by the log and not in the ledger" for i in sorted(finals - approved))
+        images = (("approved", ImageRow.is_approved, finals), ("held out", ImageRow.is_held_out, self._held_out))
+        for what, column, told in images:
+            there = set(session.scalars(select(ImageRow.id).where(column.is_(True))))
+            yield from (f"image {i} is {what} in the ledger and not by the log" for i in sorted(there - told))
+            yield from (f"image {i} is {what} by the log and not in the ledger" for i in sorted(told - there))
         columns = select(QualityRow.label_version_id, QualityRow.score).where(QualityRow.structure_index == 0)
         scores = dict(session.execute(columns).tuples().all())
         for version in sorted(scores.keys() | self._scores.keys()):

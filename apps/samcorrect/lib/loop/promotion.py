@@ -1,0 +1,250 @@
+"""The promotion gate: whether a trained student takes the place of the one in use.
+
+It judges by labels that people approved of the audit share, of cases that are held out of training. The split is in the
+ledger: every second case, by a digest of its name, is held out from its first approval of the audit share on, with all
+of its images, and stays so, until there are MAX_HELD_OUT_CASES. Every second, and no more than needed: a person's label
+is worth most as a teacher, the gate needs ten, and about twenty approvals of the audit share give them. Calibration,
+which trains nothing, uses all of them.
+
+Before there are ten it judges by labels that were trusted before the first correction, frozen in the ledger, and what
+it promotes is provisional: the first decision by approved labels looks at it again.
+"""
+
+import hashlib
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from samcorrect.lib.core.metrics import dice, rounded
+from samcorrect.lib.errors import ImageError, LabelError
+from samcorrect.lib.loop.approvals import audit_finals
+from samcorrect.lib.loop.cohort import Cohort, standing
+from samcorrect.lib.loop.students import MIN_CASES, Trained
+from samcorrect.lib.loop.workspace import Workspace
+from samcorrect.lib.networks.student import Student
+from samcorrect.lib.store.image_ids import log_name
+from samcorrect.lib.store.records.models import LEFT_BY, PROMOTED_BY, REPLACED
+from samcorrect.lib.store.schema import MODEL_CANDIDATE, TAG_CORRECTED, TAG_FINAL, LabelVersionRow, ModelRow
+
+logger = logging.getLogger(__name__)
+
+# With so many approved labels the gate judges by those.
+MIN_APPROVED_FOR_GATE = 10
+# Share of the cases with approvals of the audit share, and how many at most: twice what the gate needs, so that ten are
+# left where some are rejected.
+HELD_OUT_SHARE, MAX_HELD_OUT_CASES = 0.5, 20
+# Trusted labels that are frozen; a paired difference of mean Dice over more of them costs time and says no more.
+MAX_FROZEN_IMAGES = 100
+# Two trainings of one recipe differ by about this much; less is no reason to refuse.
+GATE_TOLERANCE = 0.005
+# Below this a training has collapsed or not begun to learn; no viewer should be offered its masks.
+MIN_GATE_DICE = 0.1
+ON_APPROVED = "approved labels held out of training"
+ON_TRUSTED = "trusted machine labels (provisional)"
+ON_UNSCORED = "labels that are not scored (provisional)"
+# What a decision leaves in the metrics of its model.
+DECISION = ("status", "dice", "dice_before", "n_labels", "is_provisional", "reason", "losses")
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What students are judged by.
+
+    Attributes:
+        labels: Label versions, and the structures of each that count.
+        on: What they are, in words.
+        is_provisional: They are a machine's.
+    """
+
+    labels: list[tuple[LabelVersionRow, tuple[int, ...]]]
+    on: str
+    is_provisional: bool
+
+
+def hold_out_cases(workspace: Workspace, cohort: Cohort) -> np.ndarray:
+    """(n,) bool: images of the cohort that nothing may learn from; cases that are new to the split are drawn first.
+
+    A case is a subfolder or a patient; where there are too few of them to be patients, each image is one.
+    """
+    ledger = workspace.store.ledger
+    case_of = {row.id: row.case_id for row in ledger.images()}
+    if len(set(case_of.values())) < MIN_CASES:
+        case_of = {image_id: image_id for image_id in case_of}
+    cases = {case_of[i] for i in ledger.held_out_images() if i in case_of}
+    for final in audit_finals(workspace):
+        case = case_of.get(final.image_id)
+        if case is not None and _draw(case) < HELD_OUT_SHARE and len(cases) < MAX_HELD_OUT_CASES:
+            cases.add(case)
+    held_out = {image_id for image_id, case in case_of.items() if case in cases}
+    ledger.hold_out(held_out)
+    return np.array([row.id in held_out for row in cohort.images], dtype=bool)
+
+
+def open_gate(workspace: Workspace, cohort: Cohort, trusted: np.ndarray | None) -> Gate:
+    """What to judge by now: approved labels held out, else those frozen as trusted, which are frozen here at first.
+
+    Args:
+        workspace: With a protocol.
+        cohort: Images with a label.
+        trusted: (n, K) bool, structures of the cohort's labels that are trusted; None where none is scored. Corrected
+            labels never count: they were made to agree with students.
+    """
+    approved = _approved_labels(workspace)
+    if len(approved) >= MIN_APPROVED_FOR_GATE:
+        indices = workspace.require_protocol().indices
+        return Gate([(label, indices) for label in approved], ON_APPROVED, is_provisional=False)
+    stands = standing(workspace, cohort)[:, None]
+    if trusted is None:
+        frozen = _frozen_labels(workspace)
+        every = _usable_labels(cohort, np.repeat(stands, cohort.n_structures, 1))
+        return Gate(frozen or every, ON_TRUSTED if frozen else ON_UNSCORED, is_provisional=True)
+    chosen = _usable_labels(cohort, trusted & stands)
+    pairs = [(label.id, index) for label, indices in chosen for index in indices]
+    workspace.store.ledger.freeze_gate(workspace.require_protocol().digest, pairs)
+    return Gate(_frozen_labels(workspace) or chosen, ON_TRUSTED, is_provisional=True)
+
+
+def decide(
+    workspace: Workspace, trained: Trained, gate: Gate, *, round_number: int = 0, run_id: int | None = None
+) -> dict[str, Any]:
+    """Compare a candidate with the student in use and promote or refuse it; both stay on the disk.
+
+    Returns:
+        `digest`, `status` (promoted or refused), `dice`, `dice_before`, `n_labels`, `is_provisional`, `reason`,
+        `losses`.
+    """
+    ledger, student = workspace.store.ledger, trained.student
+    row = ledger.add_model(
+        ModelRow(
+            digest=student.digest,
+            path=trained.path,
+            status=MODEL_CANDIDATE,
+            run_id=run_id,
+            round=round_number,
+            created_at=time.time(),
+        )
+    )
+    if row.status != MODEL_CANDIDATE and (row.run_id, row.round) == (run_id, round_number) and run_id is not None:
+        # A killed round goes on after its decision: the candidate is not compared with itself.
+        return {"digest": row.digest, **{key: row.metrics[key] for key in DECISION}}
+    current = _in_use(workspace, student, gate)
+    candidate, *others = gate_dice(workspace, gate, [student] if current is None else [student, current])
+    before = others[0] if others else None
+    left_by = row.metrics.get(LEFT_BY)
+    is_good = bool(candidate >= MIN_GATE_DICE) and (before is None or not candidate < before - GATE_TOLERANCE)
+    is_promoted = is_good and left_by is None
+    decision = {
+        "status": "promoted" if is_promoted else "refused",
+        "dice": rounded(candidate),
+        "dice_before": None if before is None else rounded(before),
+        "n_labels": len(gate.labels),
+        "is_provisional": gate.is_provisional,
+        "reason": _reason(gate, candidate, before) + (f"; {left_by} went back from this student" if left_by else ""),
+        "losses": trained.losses,
+    }
+    ledger.decide_model(row.id, is_promoted=is_promoted, metrics=decision)
+    return {"digest": student.digest, **decision}
+
+
+def gate_dice(workspace: Workspace, gate: Gate, students: Sequence[Student]) -> list[float]:
+    """The mean Dice of each student over the gate's structures, on their images' grids; nan where none is defined.
+
+    An image that cannot be read any more is quarantined with its reason, and left out.
+    """
+    store = workspace.store
+    values: list[list[float]] = []
+    for label, indices in gate.labels:
+        try:
+            volume = store.read_image(label.image_id)
+            label_map = store.read_label(label, volume)
+        except (ImageError, LabelError) as error:
+            store.ledger.quarantine(label.image_id, str(error))
+            logger.warning("image %s is quarantined: %s", log_name(label.image_id), type(error).__name__)
+            continue
+        predictions = [student.predict(volume.array) for student in students]
+        values += [[dice(label_map == index, p == index) for p in predictions] for index in indices]
+    table = np.array(values, dtype=np.float64).reshape(-1, len(students))
+    return [float(np.nanmean(column)) if np.isfinite(column).any() else float("nan") for column in table.T]
+
+
+def _in_use(workspace: Workspace, candidate: Student, gate: Gate) -> Student | None:
+    """The student that a candidate is compared with, or None; one that was promoted provisionally is judged first."""
+    row = workspace.store.ledger.promoted_model()
+    while row is not None and not gate.is_provisional and row.metrics.get("is_provisional"):
+        row = _judge_again(workspace, row, gate)
+    current = None if row is None else workspace.load_student(row)
+    return current if current is not None and current.indices == candidate.indices else None
+
+
+def _judge_again(workspace: Workspace, row: ModelRow, gate: Gate) -> ModelRow:
+    """Compare a provisional student by approved labels with the one that it replaced; returns what is in use then.
+
+    What a person promoted stays, whatever the gate thinks of it, until a better candidate comes.
+    """
+    ledger = workspace.store.ledger
+    student = workspace.load_student(row)
+    replaced = row.metrics.get(REPLACED)
+    earlier = None if replaced is None or PROMOTED_BY in row.metrics else ledger.find_model(replaced)
+    others = [] if earlier is None else [workspace.load_student(earlier)]
+    others = [other for other in others if other.indices == student.indices]
+    value, *before = gate_dice(workspace, gate, [student, *others])
+    is_worse = bool(before) and value < before[0] - GATE_TOLERANCE
+    reason = f"compared again: {_reason(gate, value, before[0] if before else None)}"
+    told = {"dice": rounded(value), "dice_before": rounded(before[0]) if before else None}
+    told |= {"n_labels": len(gate.labels), "is_provisional": False, "reason": reason}
+    if earlier is None or not is_worse:
+        ledger.decide_model(row.id, is_promoted=True, metrics={**told, "status": "promoted"})
+        return ledger.promoted_model()
+    ledger.promote_model(earlier.id, reason=f"{row.digest[:12]} was {reason}", is_return=True)
+    ledger.decide_model(row.id, is_promoted=False, metrics={**told, "status": "refused"})
+    return ledger.promoted_model()
+
+
+def _reason(gate: Gate, candidate: float, before: float | None) -> str:
+    if np.isnan(candidate):
+        return f"no Dice is defined on {len(gate.labels)} {gate.on}; approve labels, or promote it yourself"
+    reason = f"Dice {candidate:.4f} on {len(gate.labels)} {gate.on}"
+    if before is not None:
+        reason += f", {before:.4f} before"
+    if candidate < MIN_GATE_DICE:
+        reason += f"; below {MIN_GATE_DICE}, the training has collapsed or was too short"
+    return reason
+
+
+def _approved_labels(workspace: Workspace) -> list[LabelVersionRow]:
+    """The labels that stand of images which are held out and were served at random, in order of image."""
+    ledger = workspace.store.ledger
+    usable = ledger.held_out_images().intersection(ledger.image_ids())
+    audited = sorted({final.image_id for final in audit_finals(workspace)} & usable)
+    found = [ledger.latest_label(image_id, TAG_FINAL) for image_id in audited]
+    return [label for label in found if label is not None]
+
+
+def _frozen_labels(workspace: Workspace) -> list[tuple[LabelVersionRow, tuple[int, ...]]]:
+    """What is frozen for the protocol, without what was rejected since and images that cannot be used now."""
+    ledger = workspace.store.ledger
+    indices: dict[int, list[int]] = {}
+    for version, index in ledger.gate_labels(workspace.require_protocol().digest):
+        indices.setdefault(version, []).append(index)
+    usable = set(ledger.image_ids())
+    found = [(ledger.label_version(version), tuple(of)) for version, of in indices.items()]
+    return [(label, of) for label, of in found if not label.is_rejected and label.image_id in usable]
+
+
+def _usable_labels(cohort: Cohort, is_usable: np.ndarray) -> list[tuple[LabelVersionRow, tuple[int, ...]]]:
+    """The chosen structures of labels that no student changed, of MAX_FROZEN_IMAGES images at most."""
+    found = [
+        (label, tuple(index for index, usable in zip(cohort.config.indices, of, strict=True) if usable))
+        for label, of in zip(cohort.labels, is_usable, strict=True)
+        if of.any() and label.tag != TAG_CORRECTED
+    ]
+    return sorted(found, key=lambda chosen: _draw(chosen[0].image_id))[:MAX_FROZEN_IMAGES]
+
+
+def _draw(name: str) -> float:
+    """A number in [0, 1) that a name alone decides, whatever the seed, so that a split outlives every setting."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
