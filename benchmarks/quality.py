@@ -158,7 +158,8 @@ def _paper_loss(
     if not scaled:
         volumes = [workspace.store.read_image(row.id) for row in cohort.images]
         frames = torch.cat([to_frame(v.array, cohort.config.side_px) for v in volumes])
-    losses = cross_entropy_map(predict_frames(trained.network, frames).clamp(min=1e-7).log(), cohort.targets)
+    probs = predict_frames(trained.network, frames, cohort.lengths())
+    losses = cross_entropy_map(probs.clamp(min=1e-7).log(), cohort.targets)
     return np.repeat([[float(torch.exp(-losses[span].mean()))] for span in cohort.spans], cohort.n_structures, 1)
 
 

@@ -100,3 +100,14 @@ def test_the_states_to_train_on_are_put_in_order_and_survive_being_handed_on_as_
     for wrong in ("rejected", "", "approved;pseudo"):
         with pytest.raises(SettingsError, match="some of approved, corrected, pseudo are wanted"):
             load_settings({"train_on": wrong}, environment={})
+
+
+def test_mlflow_and_its_address_are_given_together_and_no_message_shows_a_password():
+    settings = load_settings({"tracking": "mlflow", "tracking_uri": "http://127.0.0.1:5000"}, environment={})
+    assert load_settings(settings.model_dump(), environment={}) == settings
+    for given in ({"tracking": "mlflow"}, {"tracking_uri": "http://127.0.0.1:5000"}):
+        with pytest.raises(SettingsError, match=r"tracking_uri: .*`tracking mlflow` are wanted together"):
+            load_settings(given, environment={})
+    with pytest.raises(SettingsError, match="MLFLOW_TRACKING_PASSWORD") as caught:
+        load_settings({"tracking": "mlflow", "tracking_uri": "http://anna:secret@127.0.0.1"}, environment={})
+    assert "secret" not in str(caught.value)

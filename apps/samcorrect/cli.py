@@ -24,6 +24,7 @@ COMMON_SETTINGS = (
     "student_steps",
     "student_side_px",
     "student_batch_size",
+    "student_dims",
     "train_on",
 )
 

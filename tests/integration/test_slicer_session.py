@@ -1,6 +1,7 @@
 """A Slicer session against a live server, driven by the client.py of the Slicer extension in the monailabel wheel."""
 
 import importlib.util
+import re
 import sys
 import time
 from pathlib import Path
@@ -88,7 +89,10 @@ def test_session_from_info_to_the_next_image(slicer, phantoms, tmp_path):
     assert slicer.train_status(check_if_running=True) is False
     info = slicer.info()
     assert "student" in info["models"]
-    assert 0 <= info["train_stats"]["student"]["best_metric"] <= 1
+    stats = info["train_stats"]["student"]
+    assert 0 <= stats["best_metric"] <= 1
+    assert (stats["epoch"], stats["total_epochs"]) == (4, 4)
+    assert re.fullmatch(r"\d+:\d\d:\d\d", stats["total_time"])
     file, _ = slicer.infer("student", sample["id"], dict(SLICER))
     assert_on_grid(file, image_path)
 

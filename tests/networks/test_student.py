@@ -106,6 +106,49 @@ def test_slices_are_predicted_alone(rng, student):
     torch.testing.assert_close(whole, alone, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize(("dims", "depth"), [("2.5d", 1), ("2.5d", 5), ("3d", 1), ("3d", 18)])
+def test_a_network_of_volumes_predicts_on_the_images_grid_and_comes_back_from_its_file(rng, tmp_path, dims, depth):
+    config = replace(CONFIG, dims=dims, side_px=32)
+    (tmp_path / "student.pt").write_bytes(student_bytes(build_network(config, seed=1), config))
+    array = rng.normal(100, 30, (37, 50, depth)).astype(np.float32)
+
+    loaded = load_student(tmp_path / "student.pt")
+    probs = loaded.predict_probs(array)
+
+    assert loaded.config == config
+    assert (probs.shape, probs.dtype) == ((3, 37, 50, depth), np.float32)
+    np.testing.assert_allclose(probs.sum(0), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("dims", ["2d", "2.5d", "3d"])
+def test_a_volume_is_predicted_alike_whatever_lies_beside_it(dims):
+    network, frames = build_network(replace(CONFIG, dims=dims), seed=1).eval(), torch.rand(7, 32, 32)
+
+    together = predict_frames(network, frames, (4, 1, 2))
+
+    alone = torch.cat([predict_frames(network, volume) for volume in frames.split([4, 1, 2])])
+    torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("dims", ["2.5d", "3d"])
+def test_a_network_of_volumes_sees_the_slice_above(dims):
+    network, frames = build_network(replace(CONFIG, dims=dims), seed=1).eval(), torch.rand(4, 32, 32)
+    changed = frames.clone()
+    changed[2] = 0
+
+    before, after = predict_frames(network, frames), predict_frames(network, changed)
+
+    assert not torch.equal(before[1], after[1])
+    assert torch.equal(before[0], after[0]) == (dims == "2.5d")
+
+
+def test_a_file_from_before_there_were_volumes_is_a_student_of_slices(tmp_path):
+    document = document_of(CONFIG)
+    del document["config"]["dims"]
+
+    assert load_student(save(tmp_path / "student.pt", document)).config == CONFIG
+
+
 def test_an_image_of_one_value_has_a_prediction(student):
     assert student.predict(np.full((50, 60, 1), 7.0, np.float32)).shape == (50, 60, 1)
 
@@ -265,6 +308,8 @@ def test_a_file_without_a_part_is_refused_and_the_part_named(tmp_path, key):
         ({"dropout": 2.0}, "dropout"),
         ({"indices": (1, 2, 3), "names": ("a", "b", "c")}, "size mismatch"),
         ({"side_px": "wide"}, "invalid literal"),
+        ({"dims": "4d"}, "dims '4d'; wanted one of 2d, 2.5d, 3d"),
+        ({"dims": "3d"}, "size mismatch"),
     ],
     ids=[
         "a name without index",
@@ -277,6 +322,8 @@ def test_a_file_without_a_part_is_refused_and_the_part_named(tmp_path, key):
         "dropout above 1",
         "a structure without weights",
         "text for a number",
+        "no such dims",
+        "the weights of other dims",
     ],
 )
 def test_a_config_that_cannot_be_used_is_refused(tmp_path, change, match):

@@ -56,6 +56,14 @@ class WeightsError(SamCorrectError, ValueError):
     """A weights file is missing, has another hash or belongs to another architecture."""
 
 
+class TrainingError(SamCorrectError, RuntimeError):
+    """A training collapsed, from every seed that was tried."""
+
+
+class TrackingError(SamCorrectError, ConnectionError):
+    """The server that trainings are to be tracked on cannot be used."""
+
+
 class StoreError(SamCorrectError, OSError):
     """The studies or the state folder cannot be used."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from samcorrect.lib.errors import SettingsError
 
@@ -14,9 +14,14 @@ ENVIRONMENT_PREFIX = "SAMCORRECT_"
 # Keys of --conf that belong to the host (monailabel/interfaces/app.py:125).
 HOST_KEYS = frozenset({"server_mode"})
 
+# A URL can hold a password, so no message shows one that is wrong.
+URL_SETTINGS = frozenset({"ledger_url", "tracking_uri"})
+
 TRAINABLE_STATES = ("approved", "corrected", "pseudo")
 
 PresetName = Literal["samcorrect", "huang2023"]
+StudentDims = Literal["2d", "2.5d", "3d"]
+TrackingName = Literal["none", "tensorboard", "mlflow"]
 
 
 class Settings(BaseModel):
@@ -41,6 +46,22 @@ class Settings(BaseModel):
     student_batch_size: int = Field(8, ge=1, le=256, description="slices in a training batch")
     student_side_px: int = Field(128, ge=32, le=512, multiple_of=16, description="largest side of the student's frame")
     student_learning_rate: float = Field(2e-3, gt=0, le=1, description="peak learning rate")
+    student_dims: StudentDims = Field(
+        "2d", description="what the student sees of a volume: single slices, each with its neighbours, or blocks"
+    )
+    student_early_stop: bool = Field(
+        False,
+        description="hold out a tenth of the trusted cases of a training and stop once it agrees no better with them",
+    )
+    student_start: Literal["scratch", "promoted"] = Field(
+        "scratch", description="weights that a retraining starts from: random ones or those of the student in use"
+    )
+    tracking: TrackingName = Field(
+        "tensorboard", description="where the curves of trainings go; tensorboard: files below <state>/tensorboard"
+    )
+    tracking_uri: str | None = Field(
+        None, validate_default=True, description="tracking server or database of mlflow, e.g. http://HOST:PORT"
+    )
     train_on: str = Field(
         "approved,corrected,pseudo",
         description="states of the labels that a student learns from, of approved, corrected and pseudo; all but "
@@ -62,6 +83,15 @@ class Settings(BaseModel):
         if not given <= set(TRAINABLE_STATES):
             raise ValueError(f"some of {', '.join(TRAINABLE_STATES)} are wanted, with commas between them")
         return ",".join(state for state in TRAINABLE_STATES if state in given)
+
+    @field_validator("tracking_uri")
+    @classmethod
+    def _check_tracking_uri(cls, uri: str | None, told: ValidationInfo) -> str | None:
+        if (told.data.get("tracking") == "mlflow") != (uri is not None):
+            raise ValueError("it and `tracking mlflow` are wanted together, or neither of them")
+        if uri is not None and urlsplit(uri).password is not None:
+            raise ValueError("no password is wanted in it: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
+        return uri
 
     @field_validator("ledger_url")
     @classmethod
@@ -101,7 +131,7 @@ def load_settings(given: Mapping[str, object], environment: Mapping[str, str] | 
             if fault["type"] == "extra_forbidden":
                 faults.append(f"{name}: no such setting; known are {', '.join(Settings.model_fields)}")
             else:
-                got = "" if name == "ledger_url" else f" (got {fault['input']!r:.80})"  # it can hold a password
+                got = "" if name in URL_SETTINGS else f" (got {fault['input']!r:.80})"
                 faults.append(f"{name}: {fault['msg']}{got}")
         lines = "\n".join(f"  - {fault}" for fault in faults)
         raise SettingsError(f"{len(faults)} fault(s) in the settings:\n{lines}") from error

@@ -1,7 +1,7 @@
 """All images of a store with one label each, in the student's frame: what scoring, correction and training work on."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,8 +63,13 @@ class Cohort:
 
     def of_slices(self, values: np.ndarray) -> torch.Tensor:
         """Spread (n,) values of images to (N,) float32 of their slices."""
-        counts = torch.tensor([span.stop - span.start for span in self.spans])
-        return torch.repeat_interleave(torch.as_tensor(values, dtype=torch.float32), counts)
+        return torch.repeat_interleave(torch.as_tensor(values, dtype=torch.float32), torch.tensor(self.lengths()))
+
+    def lengths(self, numbers: Iterable[int] | None = None) -> tuple[int, ...]:
+        """Slices of some images, by default of all."""
+        return tuple(
+            self.spans[n].stop - self.spans[n].start for n in (range(len(self)) if numbers is None else numbers)
+        )
 
     def subset(self, numbers: np.ndarray) -> torch.Tensor:
         """Slice numbers of some images."""
@@ -126,5 +131,5 @@ def load_cohort(
         raise LabelError("no image has a label yet; run `samcorrect pseudo-label` or `samcorrect import-labels` first")
     ends = np.cumsum([shape[2] for shape in shapes])
     spans = [slice(int(end - shape[2]), int(end)) for end, shape in zip(ends, shapes, strict=True)]
-    config = StudentConfig(protocol.names, protocol.indices, side)
+    config = StudentConfig(protocol.names, protocol.indices, side, dims=workspace.settings.student_dims)
     return Cohort(images, used, affines, shapes, spans, torch.cat(frames), torch.cat(targets), config)

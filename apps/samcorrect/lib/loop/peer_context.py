@@ -36,6 +36,8 @@ KEY_SETTINGS = (
     "student_batch_size",
     "student_side_px",
     "student_learning_rate",
+    "student_dims",
+    "student_early_stop",
 )
 
 

@@ -14,7 +14,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,7 @@ ON_APPROVED = "approved labels held out of training"
 ON_TRUSTED = "trusted machine labels (provisional)"
 ON_UNSCORED = "labels that are not scored (provisional)"
 # What a decision leaves in the metrics of its model.
-DECISION = ("status", "dice", "dice_before", "n_labels", "is_provisional", "reason", "losses")
+DECISION = ("status", "dice", "dice_before", "n_labels", "is_provisional", "reason")
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,8 @@ def decide(
     """Compare a candidate with the student in use and promote or refuse it; both stay on the disk.
 
     Returns:
-        `digest`, `status` (promoted or refused), `dice`, `dice_before`, `n_labels`, `is_provisional`, `reason`,
-        `losses`.
+        `digest`, `status` (promoted or refused), `dice`, `dice_before`, `n_labels`, `is_provisional`, `reason`, and how
+        the training went (see `trainings.Curve`).
     """
     ledger, student = workspace.store.ledger, trained.student
     row = ledger.add_model(
@@ -130,21 +130,24 @@ def decide(
     )
     if row.status != MODEL_CANDIDATE and (row.run_id, row.round) == (run_id, round_number) and run_id is not None:
         # A killed round goes on after its decision: the candidate is not compared with itself.
-        return {"digest": row.digest, **{key: row.metrics[key] for key in DECISION}}
+        return {"digest": row.digest, **{key: row.metrics[key] for key in DECISION}, **asdict(trained.curve)}
     current = _in_use(workspace, student, gate)
     candidate, *others = gate_dice(workspace, gate, [student] if current is None else [student, current])
     before = others[0] if others else None
     left_by = row.metrics.get(LEFT_BY)
-    is_good = bool(candidate >= MIN_GATE_DICE) and (before is None or not candidate < before - GATE_TOLERANCE)
-    is_promoted = is_good and left_by is None
+    fault = trained.curve.fault
+    is_good = not fault and candidate >= MIN_GATE_DICE and (before is None or not candidate < before - GATE_TOLERANCE)
+    is_promoted = bool(is_good) and left_by is None
     decision = {
         "status": "promoted" if is_promoted else "refused",
         "dice": rounded(candidate),
         "dice_before": None if before is None else rounded(before),
         "n_labels": len(gate.labels),
         "is_provisional": gate.is_provisional,
-        "reason": _reason(gate, candidate, before) + (f"; {left_by} went back from this student" if left_by else ""),
-        "losses": trained.losses,
+        "reason": _reason(gate, candidate, before)
+        + (f"; {left_by} went back from this student" if left_by else "")
+        + (f"; the training has collapsed: {fault}" if fault else ""),
+        **asdict(trained.curve),
     }
     ledger.decide_model(row.id, is_promoted=is_promoted, metrics=decision)
     return {"digest": student.digest, **decision}

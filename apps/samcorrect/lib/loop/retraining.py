@@ -1,5 +1,6 @@
 """Stage 4: a student on the corrected, weighted labels, promoted only if it is not worse."""
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,14 @@ import torch
 from samcorrect.lib.errors import LabelError
 from samcorrect.lib.loop.cohort import Cohort, best_labels, load_cohort
 from samcorrect.lib.loop.promotion import decide, hold_out_cases, open_gate
-from samcorrect.lib.loop.students import SEED_STRIDE, train_on
+from samcorrect.lib.loop.students import SEED_STRIDE, can_start_from, train_on
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
+from samcorrect.lib.networks.student import Student
 
+logger = logging.getLogger(__name__)
+
+# Shown in the progress.
+STUDENT_NAME = "student"
 # A label of the bad population still shows what an image looks like, but teaches little.
 MIN_SAMPLING = 0.1
 # From this posterior of being good on the gate may trust a label.
@@ -92,11 +98,30 @@ def retrain(
         workspace,
         cohort,
         learnt,
-        name="student",
+        name=STUDENT_NAME,
         seed=seed + 10 * SEED_STRIDE,
         sampling=sampling,
         weights=weights,
+        start=_start(workspace, cohort, run_id, round_number),
         progress=progress,
     )
     gate = open_gate(workspace, cohort, trusted)
     return decide(workspace, trained, gate, round_number=round_number, run_id=run_id)
+
+
+def _start(workspace: Workspace, cohort: Cohort, run_id: int | None, round_number: int) -> Student | None:
+    """The student whose weights a retraining begins with; None for random ones, by the setting `student_start` or
+    because the student in use does not fit, which is logged."""
+    if workspace.settings.student_start == "scratch":
+        return None
+    row = workspace.store.ledger.promoted_model()
+    if row is not None and run_id is not None and (row.run_id, row.round) == (run_id, round_number):
+        # A killed round goes on after its decision: it begins again with what it began with.
+        started_from = row.metrics.get("started_from")
+        row = next((other for other in workspace.store.ledger.models() if other.digest == started_from), None)
+    student = None if row is None else workspace.load_student(row)
+    if student is None or not can_start_from(student, cohort):
+        why = "there is none yet" if student is None else "it has other structures or another architecture"
+        logger.warning("the training starts from random weights, not from those of the student in use: %s", why)
+        return None
+    return student

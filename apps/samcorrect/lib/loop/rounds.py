@@ -34,7 +34,7 @@ from samcorrect.lib.transforms.frame import labels_to_frame
 logger = logging.getLogger(__name__)
 
 # Settings that change the result of a run; where its files lie and how the queue works do not.
-RESULT_SETTINGS = (*KEY_SETTINGS, "rounds", "train_on")
+RESULT_SETTINGS = (*KEY_SETTINGS, "rounds", "train_on", "student_start")
 # Seeds of runs and of the rounds in them are this far apart; a round uses less than the second.
 RUN_SEED_STRIDE, ROUND_SEED_STRIDE = 1_000_000, 20_000
 

@@ -31,9 +31,8 @@ from samcorrect.lib.loop.cohort import Cohort
 from samcorrect.lib.loop.frame_candidates import CohortCandidates, FrameCandidates, read_candidates
 from samcorrect.lib.loop.peer_context import PeerContext, drop_context, write_context
 from samcorrect.lib.loop.peers import Peers, learn_peers
-from samcorrect.lib.loop.students import Trained, train_on
+from samcorrect.lib.loop.students import Trained, predict_cohort, train_on
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
-from samcorrect.lib.networks.student import predict_frames
 from samcorrect.lib.store.schema import LabelVersionRow, QualityRow
 
 STAGE_SCORE = "scoring labels"
@@ -272,7 +271,7 @@ def _score_by_loss(workspace: Workspace, cohort: Cohort, *, seed: int, progress:
         weigh_batch=huang_weights,
         progress=progress,
     )
-    probs = predict_frames(trained.network, cohort.frames)
+    probs = predict_cohort(trained, cohort)
     losses = cross_entropy_map(probs.clamp(min=1e-7).log(), cohort.targets)
     image_scores = np.array([float(torch.exp(-losses[span].mean())) for span in cohort.spans])
     fused = np.repeat(image_scores[:, None], cohort.n_structures, 1)

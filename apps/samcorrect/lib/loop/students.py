@@ -2,45 +2,60 @@
 repeated.
 """
 
-import hashlib
-import json
-import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from monai.networks.nets import UNet
 from scipy.ndimage import binary_dilation
-from torch import nn
 
-from samcorrect.lib.errors import LabelError, WeightsError
+from samcorrect.lib.errors import LabelError
 from samcorrect.lib.loop.cohort import Cohort, standing
+from samcorrect.lib.loop.trainings import (
+    MODELS_NAME,
+    CheckpointFile,
+    Curve,
+    keep_training,
+    load_kept,
+    open_tracker,
+    training_digest,
+)
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
-from samcorrect.lib.networks.sam import has_fast_bf16
-from samcorrect.lib.networks.student import FORMAT, Student, StudentConfig, load_student, predict_frames, student_bytes
+from samcorrect.lib.networks.student import Student, predict_frames
 from samcorrect.lib.networks.training import TrainingData, WeighBatch, train_network
-from samcorrect.lib.store.files import write_bytes_atomically
 
-logger = logging.getLogger(__name__)
-
-MODELS_NAME = "models"
 # Fold seeds and student seeds are drawn apart so that no two trainings of a round share their batches.
 SEED_STRIDE = 1000
 # With fewer subfolders than this they are no patients, but a way of keeping files.
 MIN_CASES = 8
 # Around a label that is not trusted this many pixels of the frame are ignored in training.
 IGNORED_MARGIN_PX = 4
+# Early stop: the share of the trusted cases of a training that it holds out, and how many images it takes to do so.
+HELD_OUT_SHARE = 0.1
+MIN_IMAGES_TO_HOLD_OUT = 8
+# An image is trusted from this share of its structures, or this posterior of being good, on.
+TRUSTED_SAMPLING = 0.5
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained student, where its file is (below the state folder) and its loss curve of (step, loss)."""
+    """A trained student, where its file is (below the state folder) and how its training went."""
 
     student: Student
-    network: nn.Module
     path: str
-    losses: list[tuple[int, float]]
+    curve: Curve
+
+    @property
+    def network(self) -> UNet:
+        """The student's network."""
+        return self.student.network
+
+    @property
+    def losses(self) -> list[tuple[int, float]]:
+        """(step, loss)."""
+        return list(self.curve.losses)
 
 
 @dataclass(frozen=True)
@@ -74,9 +89,10 @@ def train_on(
     targets: torch.Tensor | None = None,
     dropout: float = 0.0,
     weigh_batch: WeighBatch | None = None,
+    start: Student | None = None,
     progress: Progress = no_progress,
 ) -> Trained:
-    """Train a student on some images of a cohort.
+    """Train a student on some images of a cohort, or go on with such a training that was killed.
 
     Args:
         workspace: Settings and state folder.
@@ -89,37 +105,58 @@ def train_on(
         targets: Instead of the cohort's.
         dropout: Of the network.
         weigh_batch: Weights from each batch's logits.
+        start: Whose weights to begin with, see `can_start_from`; by default random ones.
+        progress: Told about each step.
 
     Raises:
         LabelError: All of the labels were rejected.
+        TrainingError: The training collapsed from every seed.
+        DependencyError, TrackingError: MLflow is wanted and cannot be used.
     """
     settings = workspace.settings
     numbers = numbers[standing(workspace, cohort)[numbers]]
     if not len(numbers):
         raise LabelError(f"every label that the {name} would learn from was rejected; make new labels, then run again")
     data = _training_data(cohort, numbers, sampling, weights, targets)
+    if settings.student_early_stop:
+        data = _hold_out(cohort, numbers, data, seed=seed)
     config = replace(cohort.config, dropout=dropout)
-    relative = Path(MODELS_NAME) / f"{_training_digest(workspace, config, data, seed, weigh_batch)[:32]}.pt"
+    digest = training_digest(workspace, config, data, seed=seed, weigh_batch=weigh_batch, start=start)[:32]
+    relative = Path(MODELS_NAME) / f"{digest}.pt"
     path = workspace.store.state_dir / relative
-    kept = _load_kept(path)
+    kept = load_kept(path)
     if kept is None:
-        training = train_network(
-            config,
-            data,
-            steps=settings.student_steps,
-            batch_size=settings.student_batch_size,
-            learning_rate=settings.student_learning_rate,
-            seed=seed,
-            weigh_batch=weigh_batch,
-            on_step=lambda done, total: progress(name, done, total),
-        )
-        write_bytes_atomically(path.with_suffix(".json"), json.dumps(training.losses).encode())
-        write_bytes_atomically(path, student_bytes(training.network, config))
-        kept = load_student(path), training.losses
-    else:
-        progress(name, settings.student_steps, settings.student_steps)
-    student, losses = kept
-    return Trained(student, student.network, relative.as_posix(), losses)
+        # Hidden, as all files that are being written are: no backup takes it.
+        checkpoint = CheckpointFile(path.with_name(f".{digest}.checkpoint"))
+        tracker = open_tracker(workspace, name, digest)
+        try:
+            training = train_network(
+                config,
+                data,
+                steps=settings.student_steps,
+                batch_size=settings.student_batch_size,
+                learning_rate=settings.student_learning_rate,
+                seed=seed,
+                weigh_batch=weigh_batch,
+                start=start.network.state_dict() if start else None,
+                on_step=lambda done, total: progress(name, done, total),
+                checkpoint=checkpoint,
+                tracker=tracker,
+            )
+        finally:
+            if tracker is not None:
+                tracker.close()
+        kept = keep_training(path, training, config, start)
+        checkpoint.remove()
+    progress(name, settings.student_steps, settings.student_steps)
+    student, curve = kept
+    return Trained(student, relative.as_posix(), curve)
+
+
+def can_start_from(student: Student, cohort: Cohort) -> bool:
+    """Whether a training on a cohort can begin with a student's weights: the same structures and architecture."""
+    one, other = student.config, cohort.config
+    return (one.names, one.indices, one.dims) == (other.names, other.indices, other.dims)
 
 
 def _training_data(
@@ -136,35 +173,23 @@ def _training_data(
         targets=(cohort.targets if targets is None else targets)[slices],
         weights=torch.ones_like(cohort.frames[slices]) if weights is None else weights[slices],
         sampling=cohort.of_slices(drawn)[slices],
+        lengths=cohort.lengths(numbers),
     )
 
 
-def _training_digest(
-    workspace: Workspace, config: StudentConfig, data: TrainingData, seed: int, weigh_batch: WeighBatch | None
-) -> str:
-    """Everything that decides the bytes of a trained student."""
-    settings = workspace.settings
-    sizes = [settings.student_steps, settings.student_batch_size, settings.student_learning_rate, seed]
-    rule = weigh_batch.__name__ if weigh_batch else ""
-    digest = hashlib.sha256(
-        json.dumps([FORMAT, asdict(config), *sizes, rule, torch.get_num_threads(), has_fast_bf16()]).encode()
-    )
-    for tensor in (data.frames, data.targets, data.weights, data.sampling):
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _load_kept(path: Path) -> tuple[Student, list[tuple[int, float]]] | None:
-    """A finished training; None where there is none, or where another release left one that does not load."""
-    curve_path = path.with_suffix(".json")
-    if not (path.is_file() and curve_path.is_file()):
-        return None
-    try:
-        student = load_student(path)
-    except WeightsError as error:
-        logger.warning("trained anew: %s", error)
-        return None
-    return student, [(int(step), float(loss)) for step, loss in json.loads(curve_path.read_text(encoding="utf-8"))]
+def _hold_out(cohort: Cohort, numbers: np.ndarray, data: TrainingData, *, seed: int) -> TrainingData:
+    """The data with a seeded share of the trusted cases held out for early stop, if there are enough of them."""
+    lengths = torch.tensor(data.lengths)
+    is_trusted = (data.sampling[lengths.cumsum(0) - lengths] >= TRUSTED_SAMPLING).numpy()
+    if is_trusted.sum() < MIN_IMAGES_TO_HOLD_OUT:
+        return data
+    case_ids = [cohort.images[n].case_id for n in numbers]
+    cases = case_ids if _are_cases(case_ids) else [cohort.images[n].id for n in numbers]
+    trusted = list(dict.fromkeys(case for case, is_good in zip(cases, is_trusted, strict=True) if is_good))
+    order = np.random.default_rng(seed).permutation(len(trusted))
+    chosen = {trusted[number] for number in order[: max(1, round(HELD_OUT_SHARE * len(trusted)))]}
+    is_held_out = torch.tensor([case in chosen for case in cases])
+    return replace(data, held_out=is_held_out.repeat_interleave(lengths))
 
 
 def split_cases(case_ids: Sequence[str], *, seed: int) -> list[np.ndarray]:
@@ -185,7 +210,7 @@ def _are_cases(case_ids: Sequence[str]) -> bool:
 
 def predict_cohort(trained: Trained, cohort: Cohort) -> torch.Tensor:
     """Probabilities for all slices of a cohort: (N, K + 1, side, side) float32."""
-    return predict_frames(trained.network, cohort.frames)
+    return predict_frames(trained.network, cohort.frames, cohort.lengths())
 
 
 def out_of_fold_probs(
@@ -233,7 +258,7 @@ def out_of_fold_probs(
             progress=progress,
         )
         slices = cohort.subset(predicted)
-        probs[slices] = predict_frames(trained.network, cohort.frames[slices])
+        probs[slices] = predict_frames(trained.network, cohort.frames[slices], cohort.lengths(predicted))
         cases = sorted({case_ids[n] for n in learnt}) if _are_cases(case_ids) else ()
         students.append(FoldStudent(trained.path, tuple(cohort.images[n].id for n in learnt), tuple(cases)))
     return probs, (students[0], students[1])

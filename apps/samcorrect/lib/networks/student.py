@@ -1,24 +1,29 @@
-"""The student: a small MONAI U-Net on slices, saved as one file that loads without pickle."""
+"""The student: a small MONAI U-Net on slices or blocks of slices, saved as one file that loads without pickle."""
 
 import hashlib
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
+from monai.inferers import sliding_window_inference
 from monai.networks.nets import UNet
-from torch import nn
 
 from samcorrect.lib.errors import WeightsError
+from samcorrect.lib.networks.windows import OFFSETS, PATCH_SLICES, slice_windows
 from samcorrect.lib.protocol import MAX_INDEX
+from samcorrect.lib.settings import StudentDims
 from samcorrect.lib.transforms.frame import from_frame, normalise_intensity, to_frame
 
 FORMAT = "samcorrect-student-1"
 CHANNELS = (16, 32, 64, 128, 128)
 STRIDES = (2, 2, 2, 2)
+# Slices are mostly thicker than pixels are wide, so 3D halves the frame first and the slice axis after it.
+STRIDES_3D = ((2, 2, 1), (2, 2, 1), (2, 2, 2), (2, 2, 2))
 SLICES_PER_BATCH = 16
 
 
@@ -30,6 +35,7 @@ class StudentConfig:
     indices: tuple[int, ...]
     side_px: int
     dropout: float = 0.0
+    dims: StudentDims = "2d"
 
 
 class Student:
@@ -41,7 +47,7 @@ class Student:
         digest: SHA-256 of its file.
     """
 
-    def __init__(self, network: nn.Module, config: StudentConfig, digest: str):
+    def __init__(self, network: UNet, config: StudentConfig, digest: str):
         self.network = network.eval()
         self.config = config
         self.digest = digest
@@ -74,13 +80,14 @@ class Student:
 
 
 def network_arguments(config: StudentConfig) -> dict[str, Any]:
-    """The arguments of MONAI's UNet for a student; they can be written as JSON."""
+    """The arguments of MONAI's UNet: 0.6 million parameters in 2D, 1.8 million in 3D."""
+    is_3d = config.dims == "3d"
     return {
-        "spatial_dims": 2,
-        "in_channels": 1,
+        "spatial_dims": 3 if is_3d else 2,
+        "in_channels": 1 if is_3d else len(OFFSETS[config.dims]),
         "out_channels": len(config.indices) + 1,
         "channels": CHANNELS,
-        "strides": STRIDES,
+        "strides": STRIDES_3D if is_3d else STRIDES,
         "num_res_units": 1,
         # MONAI's default, PReLU, takes a fifth of a training step on a CPU. A plain ReLU can switch off one of the
         # K + 1 channels before the last convolution for good, and its structure with it.
@@ -90,29 +97,55 @@ def network_arguments(config: StudentConfig) -> dict[str, Any]:
     }
 
 
-def build_network(config: StudentConfig, *, seed: int) -> nn.Module:
-    """A MONAI U-Net of 0.6 million parameters with initial weights that depend on `seed` alone."""
+def build_network(config: StudentConfig, *, seed: int) -> UNet:
+    """A MONAI U-Net with initial weights that depend on `seed` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = UNet(**network_arguments(config))
-    return network.to(memory_format=torch.channels_last)
+    return network.to(memory_format=torch.channels_last if network.dimensions == 2 else torch.preserve_format)
 
 
-def predict_frames(network: nn.Module, frames: torch.Tensor) -> torch.Tensor:
+def network_input(windows: torch.Tensor, *, is_3d: bool) -> torch.Tensor:
+    """(B, W, side, side) windows of slices as (B, W, side, side) channels, or in 3D as (B, 1, side, side, W)."""
+    if is_3d:
+        return windows.permute(0, 2, 3, 1)[:, None].contiguous()
+    return windows.contiguous(memory_format=torch.channels_last)
+
+
+def predict_frames(network: UNet, frames: torch.Tensor, lengths: Sequence[int] | None = None) -> torch.Tensor:
     """Class probabilities of slices in the frame.
 
     Args:
         network: In evaluation mode, unless dropout passes are wanted.
         frames: (N, side, side) float in [0, 1].
+        lengths: Slices of each image, in order; one image by default. A slice is seen with neighbours of its own image
+            alone, and in 2D by itself.
 
     Returns:
         (N, K + 1, side, side) float32.
     """
+    lengths = [len(frames)] if lengths is None else lengths
     with torch.inference_mode():
-        batches = frames.split(SLICES_PER_BATCH)
-        return torch.cat(
-            [network(b[:, None].to(memory_format=torch.channels_last)).float().softmax(1) for b in batches]
-        )
+        if network.dimensions == 3:
+            return torch.cat([_predict_volume(network, volume) for volume in frames.split(list(lengths))])
+        n_context = network.in_channels // 2
+        windows, _ = slice_windows(lengths, range(-n_context, n_context + 1))
+        batches = (network_input(frames[numbers], is_3d=False) for numbers in windows.split(SLICES_PER_BATCH))
+        return torch.cat([network(batch).float().softmax(1) for batch in batches])
+
+
+def _predict_volume(network: UNet, frames: torch.Tensor) -> torch.Tensor:
+    """(D, side, side) to (D, K + 1, side, side), block by block; a volume that is too thin repeats its last slices."""
+    logits = sliding_window_inference(
+        network_input(frames[None], is_3d=True),
+        roi_size=(*frames.shape[1:], PATCH_SLICES),
+        sw_batch_size=1,
+        predictor=network,
+        overlap=0.5,
+        mode="gaussian",
+        padding_mode="replicate",
+    )
+    return logits[0].float().softmax(0).permute(3, 0, 1, 2)
 
 
 def probs_to_grid(probs: torch.Tensor, shape_hw: tuple[int, int]) -> np.ndarray:
@@ -126,7 +159,7 @@ def probs_to_label_map(probs: np.ndarray, indices: tuple[int, ...]) -> np.ndarra
     return table[probs.argmax(0)]
 
 
-def student_bytes(network: nn.Module, config: StudentConfig) -> bytes:
+def student_bytes(network: UNet, config: StudentConfig) -> bytes:
     """The file of a student; equal weights give equal bytes."""
     buffer = io.BytesIO()
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
@@ -164,6 +197,7 @@ def _read_config(fields: dict) -> StudentConfig:
         indices=tuple(map(int, fields["indices"])),
         side_px=int(fields["side_px"]),
         dropout=float(fields["dropout"]),
+        dims=fields.get("dims", "2d"),
     )
     n_indices, step_px = len(config.indices), math.prod(STRIDES)
     if n_indices == 0 or len(config.names) != n_indices:
@@ -174,4 +208,6 @@ def _read_config(fields: dict) -> StudentConfig:
         raise ValueError(f"side_px {config.side_px}; wanted a multiple of {step_px}")
     if not 0 <= config.dropout < 1:
         raise ValueError(f"dropout {config.dropout}; wanted a share in [0, 1)")
+    if config.dims not in get_args(StudentDims):
+        raise ValueError(f"dims {config.dims!r}; wanted one of {', '.join(get_args(StudentDims))}")
     return config
