@@ -41,7 +41,7 @@ bench: $(VENV)/.installed ## measure the arms table of benchmarks/README.md on t
 	python benchmarks/split.py --data $(DATA) --dataset jsrt --out bench-out/data
 	python benchmarks/arms.py --images bench-out/data/images --labels bench-out/data/labels \
 		--test-images bench-out/data/test-images --test-labels bench-out/data/test-labels \
-		--protocol $(DATA)/protocols/jsrt_lungs.yaml --out bench-out/jsrt --json bench-out/jsrt.json
+		--protocol $(DATA)/protocols/jsrt_lungs.yaml --out bench-out/jsrt --json bench-out/jsrt.json --pixel-mm 0.7
 
 clean: ## remove what builds, tests and the demo leave behind ($(VENV) stays)
 	rm -rf build dist demo-out bench-out apps/*.egg-info .pytest_cache .ruff_cache .import_linter_cache

@@ -1,119 +1,320 @@
-"""The arms of the comparison over several seeds, on any data set in four folders.
+"""The arms of the comparison over several seeds, on any data set in four folders, images or volumes.
 
-All arms share network, steps, augmentation and seed. Intervals are bootstrapped over cases, after averaging each case
-over the seeds.
+All arms share network, steps, augmentation, averaging of weights and seeds. `huang2023` is the best of its noise rates
+by the Dice on the test images, which favours it. An arm whose boxes come from the truth is `prompted` and is compared
+with no student. `ablation` is samcorrect without one part each. Intervals are bootstrapped over cases, after averaging
+each case over the seeds. `--box-noise` repeats three arms with the protocol's boxes shifted and scaled by these shares.
 
 example:
   python benchmarks/arms.py --images jsrt/images --labels jsrt/labels --test-images jsrt/test-images \\
-      --test-labels jsrt/test-labels --protocol protocols/jsrt_lungs.yaml --out out/jsrt --json out/jsrt.json
+      --test-labels jsrt/test-labels --protocol protocols/jsrt_lungs.yaml --json out/jsrt.json --pixel-mm 0.7 \\
+      --box-noise 0 0.05 0.1 0.2 0.3
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import (
+    case_means,
+    open_run,
+    open_test,
+    original_cohort,
+    original_labels,
+    out_dir,
+    paired,
+    parser_of,
+    tell,
+    write_json,
+)
+from noise import write_shifted_protocol
 
-from samcorrect.lib.core.metrics import bootstrap_mean
-from samcorrect.lib.loop.arms import COMPARISONS, compare
-from samcorrect.lib.loop.evaluation import GroundTruth
-from samcorrect.lib.loop.outcome import write_report
-from samcorrect.lib.loop.rounds import run_loop
-from samcorrect.lib.loop.workspace import open_workspace
-from samcorrect.lib.settings import load_settings
+from samcorrect.lib.core.metrics import bootstrap_mean, rounded
+from samcorrect.lib.loop.arms import (
+    by_case,
+    last_student,
+    sam_predictor,
+    student_predictor,
+    train_baseline,
+    true_cohort,
+)
+from samcorrect.lib.loop.evaluation import (
+    Case,
+    CaseScores,
+    GroundTruth,
+    compare_labels,
+    evaluate_cases,
+    evaluate_flags,
+    label_dice,
+    summarise_arm,
+)
+from samcorrect.lib.loop.outcome import build_report
+from samcorrect.lib.loop.pseudo_label import pseudo_label_store
+from samcorrect.lib.loop.rounds import RunResult, run_loop
+from samcorrect.lib.loop.workspace import Workspace
+from samcorrect.lib.protocol import load_protocol
+from samcorrect.lib.settings import MODULES
+
+ARMS = ("sam_only", "sam_to_student", "sam_search_to_student", "huang2023", "samcorrect", "supervised")
+HUANG = {f"huang2023_{rate}": {"preset": "huang2023", "huang_noise_rate": rate / 100} for rate in (25, 50, 75)}
+ABLATIONS = {f"without_{m}": {"modules": ",".join(other for other in MODULES if other != m)} for m in MODULES}
+NOISE_ARMS = ("sam_to_student", "huang2023_75", "samcorrect")
+LABEL_FIGURES = (
+    *("label_dice_before", "label_dice_chosen", "label_dice_after", "flagged_share", "flagged_precision"),
+    *("flagged_recall", "flagged_precision_below_median", "flagged_recall_below_median"),
+)
+
+
+@dataclass
+class SeedRun:
+    """The arms of one seed: how each scores on the test images, and what else is told of it."""
+
+    parsed: argparse.Namespace
+    seed: int
+    cases: list[Case]
+    scores: dict[str, CaseScores] = field(default_factory=dict)
+    told: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def loop(self, name: str, changes: dict[str, Any], *, state: str = "", protocol: Path | None = None) -> RunResult:
+        """An arm with rounds."""
+        started = time.monotonic()
+        workspace = self.open(state or name, protocol=protocol, **changes)
+        result = run_loop(workspace, progress=tell)
+        student = result.rounds[-1]["student"]
+        told = {"n_rounds": len(result.rounds), "stop_reason": result.stop_reason}
+        told |= {"n_restarts": student["n_restarts"]} if "n_restarts" in student else {}
+        self.score(name, student_predictor(last_student(workspace, result)), started, told)
+        return result
+
+    def baseline(self, name: str, workspace: Workspace, *, truth: GroundTruth | None = None) -> None:
+        """A student of pseudo-labels as they are, or of the ground truth."""
+        started = time.monotonic()
+        if truth is None:
+            cohort = original_cohort(workspace)
+        else:
+            cohort = true_cohort(workspace, original_labels(workspace), truth)
+        self.score(name, student_predictor(train_baseline(workspace, cohort, progress=tell)), started, {})
+
+    def labelled(self, state: str, *, protocol: Path | None = None, **changes: Any) -> Workspace:
+        """A workspace with pseudo-labels and nothing else."""
+        workspace = self.open(state, protocol=protocol, **changes)
+        pseudo_label_store(workspace, progress=tell)
+        return workspace
+
+    def open(self, state: str, *, protocol: Path | None = None, **changes: Any) -> Workspace:
+        """A workspace of this seed."""
+        return open_run(self.parsed, self.seed, state, protocol=protocol, **changes)
+
+    def score(self, name: str, predictor: Any, started: float, told: dict[str, Any]) -> None:
+        """Evaluate an arm on the test images."""
+        indices = load_protocol(self.parsed.protocol).indices
+        self.scores[name] = evaluate_cases(self.cases, predictor, indices, pixel_mm=self.parsed.pixel_mm)
+        self.told[name] = {**told, "wall_s": round(time.monotonic() - started, 1)}
+        dice, wall_s = np.nanmean(self.scores[name].case_dice), self.told[name]["wall_s"]
+        print(f"seed {self.seed}: {name}: Dice {dice:.4f} in {wall_s} s", file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the loop and its arms for each seed and write the table."""
-    parsed = _parser().parse_args(arguments)
-    runs = {}
+    """Run every arm for every seed; the JSON file is written anew after each seed."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="default all")
+    parser.add_argument("--no-ablation", action="store_true", help="leave out samcorrect without one part each")
+    parser.add_argument("--box-noise", type=float, nargs="+", default=[], help="shares by which boxes are moved")
+    parsed = parser.parse_args(arguments)
+    cases, runs = open_test(parsed), {}
+    document: dict[str, Any] = {}
     for seed in parsed.seeds:
-        started = time.monotonic()
-        runs[str(seed)] = _run_seed(parsed, seed)
-        runs[str(seed)]["wall_s"] = round(time.monotonic() - started, 1)
-        print(f"seed {seed}: {runs[str(seed)]['wall_s']} s", file=sys.stderr)
-    document = {"seeds": runs, **_over_seeds(list(runs.values()))}
-    parsed.json.parent.mkdir(parents=True, exist_ok=True)
-    parsed.json.write_text(json.dumps(document, indent=1), encoding="utf-8")
-    _print_tables(document)
+        runs[str(seed)] = run_seed(parsed, seed, cases)
+        document = {"seeds": runs, **over_seeds(list(runs.values()))}
+        write_json(parsed.json, document)
+    print_tables(document)
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("images", "labels", "test-images", "test-labels", "protocol", "out", "json"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--student-steps", type=int, default=400)
-    return parser
+def run_seed(parsed: argparse.Namespace, seed: int, cases: list[Case]) -> dict[str, Any]:
+    """All arms of one seed; samcorrect first, so that its times are those of a run alone."""
+    started, run, truth = time.monotonic(), SeedRun(parsed, seed, cases), GroundTruth(parsed.labels)
+    told: dict[str, Any] = {"wall_s": {}}
+    box = run.labelled("box", preset="huang2023")
+    if "samcorrect" in parsed.arms:
+        result = run.loop("samcorrect", {})
+        told = _of_labels(run.open("samcorrect"), result, box, truth)
+        told["wall_s"] = dict(result.seconds)
+    for name, changes in HUANG.items() if "huang2023" in parsed.arms else ():
+        run.loop(name, changes)
+    if "sam_to_student" in parsed.arms:
+        run.baseline("sam_to_student", box)
+    if "sam_search_to_student" in parsed.arms:
+        run.baseline("sam_search_to_student", run.labelled("samcorrect"))
+    if "supervised" in parsed.arms:
+        run.baseline("supervised", box, truth=truth)
+    if "sam_only" in parsed.arms:
+        run.score("sam_only", sam_predictor(box.with_settings(n_candidates=1)), time.monotonic(), {})
+    for name, changes in ABLATIONS.items() if "samcorrect" in parsed.arms and not parsed.no_ablation else ():
+        run.loop(name, changes)
+    told |= _tables(run)
+    told["label_noise"] = {f"{share:g}": _with_noise(run, share, box) for share in parsed.box_noise}
+    told["wall_s"]["total"] = round(time.monotonic() - started, 1)
+    return told
 
 
-def _run_seed(parsed: argparse.Namespace, seed: int) -> dict[str, Any]:
-    out_dir = parsed.out / f"seed{seed}"
-    given = {"protocol": parsed.protocol, "state": out_dir / "state", "seed": seed}
-    settings = load_settings(given | {"rounds": parsed.rounds, "student_steps": parsed.student_steps})
-    # The embeddings do not depend on the seed.
-    workspace = open_workspace(parsed.images, settings, cache_dir=parsed.out / "cache")
-    truth = GroundTruth(parsed.labels)
-
-    def progress(stage: str, done: int, total: int) -> None:
-        if done == total:
-            print(f"seed {seed}: {stage}: {done}", file=sys.stderr, flush=True)
-
-    result = run_loop(workspace, progress=progress)
-    test = (parsed.test_images, GroundTruth(parsed.test_labels))
-    comparison = compare(workspace, result, truth, out_dir=out_dir, test=test, progress=progress)
-    json_path, _ = write_report(workspace, result, out_dir, truth=truth, comparison=comparison)
-    return json.loads(json_path.read_text(encoding="utf-8"))
+def _of_labels(workspace: Workspace, result: RunResult, box: Workspace, truth: GroundTruth) -> dict[str, Any]:
+    """The report of a run, and what its labels are worth: the box as given, chosen, and after the rounds."""
+    before = label_dice(box, original_labels(box), truth)
+    chosen, after = (label_dice(workspace, labels, truth) for labels in (result.labels_first, result.labels_last))
+    stages = {"before": before, "chosen": chosen, "after": after}
+    return {
+        **build_report(workspace, result, truth, None)[0],
+        **{f"label_dice_{stage}": rounded(np.nanmean(np.array([*of.values()]))) for stage, of in stages.items()},
+        "labels": {
+            "before to after": compare_labels({i: before[i] for i in after if i in before}, after),
+            "chosen to after": compare_labels(chosen, after),
+        },
+        **evaluate_flags(result.rounds[0]["flagged"], chosen),
+    }
 
 
-def _over_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    arms = {}
-    for name in runs[0]["arms"]:
-        per_case = _case_means(runs, name)
-        of_cases = bootstrap_mean(per_case)
-        by_seed = [run["arms"][name]["dice_mean"] for run in runs]
-        arms[name] = {
-            "dice_mean": of_cases.mean,
-            "dice_sd_over_cases": of_cases.sd,
-            "dice_sd_over_seeds": float(np.std(by_seed, ddof=1)) if len(runs) > 1 else None,
-            "dice_ci95": of_cases.ci95,
-            "surface_dice_mean": float(np.mean([run["arms"][name]["surface_dice_mean"] for run in runs])),
-            "n": of_cases.n,
-        }
-    comparisons = {}
-    for one, other in COMPARISONS:
-        difference = bootstrap_mean(_case_means(runs, one) - _case_means(runs, other))
-        comparisons[f"{one} - {other}"] = {"dice_difference_mean": difference.mean, "ci95": difference.ci95}
-    return {"arms": arms, "comparisons": comparisons}
+def _tables(run: SeedRun) -> dict[str, Any]:
+    """`arms`, `ablation`, `comparisons`, `recovered` and `case_dice` of what a seed has run."""
+    protocol = load_protocol(run.parsed.protocol)
+    boxes_of_truth = any(s.prompt.source == "boxes_file" for s in protocol.structures)
+    summaries = {}
+    for name, scores in run.scores.items():
+        is_prompted = name == "sam_only"
+        summary = summarise_arm(scores, protocol.names, is_prompted=is_prompted)
+        summaries[name] = {**summary, "prompted": is_prompted and boxes_of_truth, **run.told[name]}
+    case_dice = {name: by_case(run.cases, scores) for name, scores in run.scores.items()}
+    rates = [name for name in HUANG if name in summaries]
+    if rates:
+        best = max(rates, key=lambda name: summaries[name]["dice_mean"] or 0)
+        summaries["huang2023"] = {**summaries[best], "chosen": best}
+        case_dice["huang2023"] = case_dice[best]
+    order = [name for name in (*ARMS, *HUANG) if name in summaries]
+    return {
+        "arms": {name: summaries[name] for name in order},
+        "ablation": {name: summaries[name] for name in ABLATIONS if name in summaries},
+        "case_dice": case_dice,
+        **_differences({name: case_means([values]) for name, values in case_dice.items()}),
+    }
 
 
-def _case_means(runs: list[dict[str, Any]], arm: str) -> np.ndarray:
-    cases = runs[0]["case_dice"][arm]
-    values = [[run["case_dice"][arm][case] for run in runs] for case in cases]
-    return np.nanmean(np.array(values, dtype=np.float64), axis=1)
+def _differences(means: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Paired comparisons of (n,) Dice of the cases, none with what is prompted; and the share of the gap recovered."""
+    students = [name for name in (*ARMS, *HUANG, *ABLATIONS) if name in means and name != "sam_only"]
+    pairs = [("samcorrect", name) for name in students if name != "samcorrect"]
+    pairs += [("sam_search_to_student", "sam_to_student"), ("supervised", "sam_to_student")]
+    comparisons = {f"{a} - {b}": paired(means[a], means[b]) for a, b in pairs if a in means and b in means}
+    wanted = [means.get(name) for name in ("samcorrect", "sam_to_student", "supervised")]
+    return {"comparisons": comparisons, "recovered": None if any(m is None for m in wanted) else recovered(*wanted)}
 
 
-def _print_tables(document: dict[str, Any]) -> None:
-    print("| arm | Dice | 95% interval | SD over cases | SD over seeds | surface Dice |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for name, arm in document["arms"].items():
+def recovered(ours: np.ndarray, floor: np.ndarray, ceiling: np.ndarray) -> float | None:
+    """Share of the gap between two arms, (n,) Dice each, that a third closes; None unless the gap's interval is above
+    0.
+    """
+    gap = bootstrap_mean(ceiling - floor)
+    return rounded(bootstrap_mean(ours - floor).mean / gap.mean) if gap.ci95[0] > 0 else None
+
+
+def _with_noise(run: SeedRun, share: float, box: Workspace) -> dict[str, Any]:
+    """Arm to its mean Dice where the boxes of the training images are off by a share; at 0 the arms as they are."""
+    prefix, protocol = "", None
+    if share > 0:
+        prefix = f"noise{share:g}-"
+        protocol = write_shifted_protocol(box, out_dir(run.parsed) / f"seed{run.seed}" / f"boxes{share:g}", share=share)
+    noisy = SeedRun(run.parsed, run.seed, run.cases)
+    noisy.baseline("sam_to_student", noisy.labelled(f"{prefix}box", protocol=protocol, preset="huang2023"))
+    noisy.loop("huang2023_75", HUANG["huang2023_75"], state=f"{prefix}huang2023_75", protocol=protocol)
+    noisy.loop("samcorrect", {}, state=f"{prefix}samcorrect", protocol=protocol)
+    return {
+        **{name: rounded(np.nanmean(noisy.scores[name].case_dice)) for name in NOISE_ARMS},
+        "case_dice": {name: by_case(run.cases, noisy.scores[name]) for name in NOISE_ARMS},
+    }
+
+
+def over_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The tables of all seeds, each case averaged over them."""
+    means = {name: case_means([run["case_dice"][name] for run in runs]) for name in runs[0]["case_dice"]}
+    told = {
+        table: {name: _arm_over_seeds([run[table][name] for run in runs], means[name]) for name in runs[0][table]}
+        for table in ("arms", "ablation")
+    }
+    figures = {key: [run[key] for run in runs] for key in LABEL_FIGURES if key in runs[0]}
+    labels = {key: [run["labels"][key] for run in runs] for key in runs[0].get("labels", ())}
+    noise = {share: _noise_over_seeds([run["label_noise"][share] for run in runs]) for share in runs[0]["label_noise"]}
+    return {
+        **told,
+        **_differences(means),
+        **{key: _mean(values) for key, values in figures.items()},
+        "labels": {
+            key: {name: _mean([of[name] for of in values]) for name in values[0]} for key, values in labels.items()
+        },
+        "label_noise": noise,
+    }
+
+
+def _arm_over_seeds(told: list[dict[str, Any]], means: np.ndarray) -> dict[str, Any]:
+    of_cases = bootstrap_mean(means)
+    by_seed = [of["dice_mean"] for of in told]
+    others = [key for key in told[0] if key.endswith("_mean") and key != "dice_mean"]
+    structures = {
+        name: {key: _mean([of["structures"][name][key] for of in told]) for key in values if key.endswith("_mean")}
+        for name, values in told[0]["structures"].items()
+    }
+    return {
+        "dice_mean": rounded(of_cases.mean),
+        "dice_sd_over_cases": rounded(of_cases.sd),
+        "dice_sd_over_seeds": rounded(float(np.std(by_seed, ddof=1))) if len(told) > 1 else None,
+        "dice_ci95": [rounded(v) for v in of_cases.ci95],
+        **{key: _mean([of[key] for of in told]) for key in others},
+        "n": of_cases.n,
+        "structures": structures,
+        "is_prompted": told[0]["is_prompted"],
+        "prompted": told[0]["prompted"],
+        **({"chosen": [of["chosen"] for of in told]} if "chosen" in told[0] else {}),
+        "wall_s": _mean([of["wall_s"] for of in told]),
+    }
+
+
+def _noise_over_seeds(told: list[dict[str, Any]]) -> dict[str, Any]:
+    means = {name: case_means([of["case_dice"][name] for of in told]) for name in NOISE_ARMS}
+    pairs = (("samcorrect", other) for other in NOISE_ARMS if other != "samcorrect")
+    return {
+        **{name: _mean([of[name] for of in told]) for name in NOISE_ARMS},
+        "comparisons": {f"{a} - {b}": paired(means[a], means[b]) for a, b in pairs},
+    }
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return rounded(float(np.mean(known))) if known else None
+
+
+def print_tables(document: dict[str, Any]) -> None:
+    """Print the tables of all seeds as Markdown."""
+    print("| arm | Dice | 95% interval | SD over cases | SD over seeds | surface Dice | 95% Hausdorff | s |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for name, arm in {**document["arms"], **document["ablation"]}.items():
         low, high = arm["dice_ci95"]
+        mm, px = arm["hausdorff95_mm_mean"], arm["hausdorff95_px_mean"]
+        distance = f"{mm:.2f} mm" if mm is not None else "" if px is None else f"{px:.1f} px"
         seeds = "" if arm["dice_sd_over_seeds"] is None else f"{arm['dice_sd_over_seeds']:.4f}"
-        dice = f"{arm['dice_mean']:.4f} | {low:.4f} to {high:.4f} | {arm['dice_sd_over_cases']:.4f} | {seeds}"
-        print(f"| {name} | {dice} | {arm['surface_dice_mean']:.4f} |")
+        title = f"{name} (prompted)" if arm["is_prompted"] else name
+        dice = f"{arm['dice_mean']:.4f} | {low:.4f} to {high:.4f} | {arm['dice_sd_over_cases'] or 0:.4f} | {seeds}"
+        print(f"| {title} | {dice} | {arm['surface_dice_mean']:.4f} | {distance} | {arm['wall_s']:.0f} |")
     for name, told in document["comparisons"].items():
         print(f"{name}: {told['dice_difference_mean']:+.4f} [{told['ci95'][0]:+.4f}, {told['ci95'][1]:+.4f}]")
+    print({key: document[key] for key in ("recovered", *LABEL_FIGURES) if key in document})
+    for share, told in document["label_noise"].items():
+        print(f"boxes off by {share}: { {name: told[name] for name in NOISE_ARMS} }")
     for seed, run in document["seeds"].items():
-        quality, correction = run["quality"], run["correction"]
-        told = {k: quality[k] for k in ("spearman", "auroc_dice_below_0.8", "auroc_dice_below_0.9")}
-        told |= correction
-        print(f"seed {seed}: {told} in {run['wall_s']} s")
+        if "labels" in run:
+            print(f"seed {seed}: {run['labels']} in {run['wall_s']}")
 
 
 if __name__ == "__main__":

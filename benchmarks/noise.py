@@ -1,6 +1,10 @@
-"""Labels of known faults for the benchmark of the quality score."""
+"""Labels of known faults, and prompts that are off, for the benchmarks."""
+
+import csv
+from pathlib import Path
 
 import numpy as np
+import yaml
 from scipy.ndimage import distance_transform_edt
 
 from samcorrect.lib.loop.cohort import best_labels
@@ -8,6 +12,7 @@ from samcorrect.lib.loop.evaluation import GroundTruth
 from samcorrect.lib.loop.pseudo_label import pseudo_label_store
 from samcorrect.lib.loop.rounds import run_loop
 from samcorrect.lib.loop.workspace import Progress, Workspace
+from samcorrect.lib.protocol import CSV_COLUMNS
 from samcorrect.lib.store.schema import TAG_ORIGINAL
 
 # arXiv 2308.00883, authors' code: masks are dilated or eroded by 1 to 8 pixels.
@@ -53,6 +58,49 @@ def morph(mask: np.ndarray, *, radius_px: int) -> np.ndarray:
             distance_transform_edt(~one) <= radius_px if radius_px >= 0 else distance_transform_edt(one) > -radius_px
         )
     return moved
+
+
+def shift_box(box_vox: np.ndarray, *, share: float, rng: np.random.Generator) -> np.ndarray:
+    """A box (3, 2) shifted by a share of its side and scaled by the same share along each axis, to either side at
+    random; the slices of a 2D image (an axis of one voxel) stay.
+    """
+    moved = box_vox.astype(np.float64)
+    for axis, (start, stop) in enumerate(box_vox):
+        shift, growth = share * rng.choice([-1, 1], 2)
+        if stop - start > 1:
+            middle, half = (start + stop) / 2 + shift * (stop - start), (stop - start) / 2 * (1 + growth)
+            moved[axis] = middle - half, middle + half
+    return moved
+
+
+def write_shifted_protocol(workspace: Workspace, folder: Path, *, share: float) -> Path:
+    """Write the workspace's protocol with a box for every image, each moved by `shift_box`; returns its file.
+
+    Raises:
+        ValueError: A structure is prompted by the student and has no box.
+    """
+    protocol, rows = workspace.require_protocol(), []
+    rng = np.random.default_rng([workspace.settings.seed, round(1000 * share)])
+    for image in workspace.store.ledger.images():
+        shape = workspace.store.read_image(image.id).array.shape
+        for structure in protocol.structures:
+            box = protocol.box_vox(structure, image.path, shape)
+            if box is None:
+                raise ValueError(f"{structure.name!r} is prompted by the student and has no box to move")
+            # Inside the image and at least two voxels wide, or the protocol is refused.
+            moved, limits = shift_box(box, share=share, rng=rng), np.array(shape, dtype=np.float64)
+            starts = np.clip(moved[:, 0], 0, np.maximum(limits - 2, 0))
+            stops = np.clip(moved[:, 1], np.minimum(starts + 2, limits), limits)
+            corners = np.round([*starts[:2], *stops[:2], starts[2], stops[2]], 2)
+            rows.append([image.path, structure.name, *corners.tolist()])
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "boxes.csv").open("w", newline="", encoding="utf-8") as handle:
+        csv.writer(handle).writerows([[*CSV_COLUMNS, "z0", "z1"], *rows])
+    prompt = {"source": "boxes_file", "path": "boxes.csv"}
+    structures = [{"name": s.name, "index": s.index, "prompt": prompt} for s in protocol.structures]
+    path = folder / "protocol.yaml"
+    path.write_text(yaml.safe_dump({"structures": structures}), encoding="utf-8")
+    return path
 
 
 def _save_morphed(workspace: Workspace, truth: GroundTruth, share: float) -> None:

@@ -10,7 +10,6 @@ example:
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import open_run, tell, write_json
 from measures import measure_scores
 from noise import NOISES, make_labels
 
@@ -30,11 +30,10 @@ from samcorrect.lib.loop.cohort import Cohort, best_labels, load_cohort
 from samcorrect.lib.loop.evaluation import GroundTruth
 from samcorrect.lib.loop.pseudo_label import masks_to_grid
 from samcorrect.lib.loop.scoring import HUANG_DROPOUT, Scores, score_cohort
-from samcorrect.lib.loop.students import MODELS_NAME, train_on
-from samcorrect.lib.loop.workspace import Workspace, open_workspace
+from samcorrect.lib.loop.students import train_on
+from samcorrect.lib.loop.workspace import Workspace
 from samcorrect.lib.networks.student import predict_frames
 from samcorrect.lib.networks.training import WeighBatch
-from samcorrect.lib.settings import load_settings
 from samcorrect.lib.transforms.frame import to_frame
 
 try:
@@ -56,8 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for noise in parsed.noise.split(","):
         for seed in parsed.seeds:
             started = time.monotonic()
-            workspace, truth = _open(parsed, noise, seed), GroundTruth(parsed.labels)
-            make_labels(workspace, noise, truth, _progress)
+            workspace, truth = open_run(parsed, seed, noise), GroundTruth(parsed.labels)
+            make_labels(workspace, noise, truth, tell)
             cohort = load_cohort(workspace, best_labels(workspace))
             scores = score_cohort(workspace, cohort, seed=seed)
             rows = _rows(workspace, cohort, scores, seed=seed, with_losses=not parsed.no_losses)
@@ -65,11 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if noise == "chosen":
                 choosing[str(seed)] = _choosing(workspace, cohort, scores, truth)
             print(f"{name} {noise} seed {seed}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
-            parsed.json.parent.mkdir(parents=True, exist_ok=True)
-            parsed.json.write_text(json.dumps({name: measured}, indent=1), encoding="utf-8")
+            write_json(parsed.json, {name: measured})
     if choosing:
         path = parsed.json.with_name(f"{parsed.json.stem}-choosing.json")
-        path.write_text(json.dumps({name: choosing}, indent=1), encoding="utf-8")
+        write_json(path, {name: choosing})
         _print_choosing(choosing)
     _print_table(measured)
     return 0
@@ -89,23 +87,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--no-losses", action="store_true", help="leave out the paper's loss, two trainings a seed")
     return parser
-
-
-def _open(parsed: argparse.Namespace, noise: str, seed: int) -> Workspace:
-    out_dir = parsed.out or parsed.json.with_suffix("")
-    state_dir, models_dir = out_dir / f"{noise}-{seed}", out_dir / MODELS_NAME
-    settings = load_settings({"protocol": parsed.protocol, "state": state_dir, "seed": seed})
-    # Embeddings, candidates and trainings are kept by their inputs, so noises and seeds can share them.
-    workspace = open_workspace(parsed.images, settings, cache_dir=out_dir / "cache")
-    models_dir.mkdir(parents=True, exist_ok=True)
-    if not (state_dir / MODELS_NAME).exists():
-        (state_dir / MODELS_NAME).symlink_to(models_dir.absolute())
-    return workspace
-
-
-def _progress(stage: str, done: int, total: int) -> None:
-    if done == total:
-        print(f"  {stage}: {done}", file=sys.stderr, flush=True)
 
 
 def _true_dice(workspace: Workspace, cohort: Cohort, truth: GroundTruth) -> tuple[np.ndarray, np.ndarray]:

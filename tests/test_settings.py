@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from samcorrect.lib.errors import SettingsError
-from samcorrect.lib.settings import Settings, load_settings
+from samcorrect.lib.settings import MODULES, Settings, load_settings
 
 
 def test_strings_of_conf_and_environment_are_parsed_and_the_given_ones_win():
@@ -111,3 +111,16 @@ def test_mlflow_and_its_address_are_given_together_and_no_message_shows_a_passwo
     with pytest.raises(SettingsError, match="MLFLOW_TRACKING_PASSWORD") as caught:
         load_settings({"tracking": "mlflow", "tracking_uri": "http://anna:secret@127.0.0.1"}, environment={})
     assert "secret" not in str(caught.value)
+
+
+def test_parts_of_the_method_are_switched_off_by_naming_the_others():
+    everything = load_settings({}, environment={})
+    assert all(everything.has_module(name) for name in MODULES)
+    assert everything.n_prompts == everything.n_candidates == 16
+    settings = load_settings({"modules": "pixel_weights, correct"}, environment={})
+    assert settings.modules == "correct,pixel_weights"
+    assert not settings.has_module("search")
+    assert settings.n_prompts == 1
+    for wrong in ("weights", "", "search correct"):
+        with pytest.raises(SettingsError, match=r"modules: .*some of search, correct, image_weights, "):
+            load_settings({"modules": wrong}, environment={})

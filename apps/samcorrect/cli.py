@@ -26,6 +26,8 @@ COMMON_SETTINGS = (
     "student_batch_size",
     "student_dims",
     "train_on",
+    "modules",
+    "huang_noise_rate",
 )
 
 
@@ -62,7 +64,7 @@ def _add_loop_commands(commands: Any) -> None:
         "pseudo-label, then rounds of score, correct and retrain; resumes where it was killed",
         "samcorrect loop --studies images --protocol protocol.yaml --rounds 2 --out report",
     )
-    loop.add_argument("--rounds", type=int, help="rounds of score, correct and retrain (default: 2)")
+    loop.add_argument("--rounds", type=int, help="rounds of score, correct and retrain, at most (default: 2)")
     loop.add_argument("--out", type=Path, required=True, help="folder for report.html and report.json")
     loop.add_argument(
         "--served", action="store_true", help="write progress.json into --out, and end when standard input does"

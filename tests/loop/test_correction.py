@@ -8,7 +8,7 @@ import torch
 
 from samcorrect.lib.errors import UnknownImageError, UnknownLabelError
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
-from samcorrect.lib.loop.correction import correct_image, correct_store, flag_ceiling, flag_labels
+from samcorrect.lib.loop.correction import correct_image, correct_store, disputed_pixels, flag_ceiling, flag_labels
 from samcorrect.lib.loop.scoring import score_cohort
 from samcorrect.lib.loop.students import trusted_only
 
@@ -91,6 +91,25 @@ def test_pixels_around_a_flagged_structure_do_not_teach(labelled):
     # The other structure lies beyond the margin, for the most part.
     assert weights[1][cohort.targets[1] == 2].mean() > 0.5
     assert (weights[[0, 3]] == 1).all()
+
+
+def test_where_a_corrected_label_and_its_judge_differ_is_disputed(labelled):
+    workspace = labelled(shares_trainings=False)
+    cohort = load_cohort(workspace, best_labels(workspace))
+    judge = cohort.targets.clone()
+    judge[2, 10, 4:9] = 1  # five pixels of the first structure more
+    judge[3][cohort.targets[3] == 2] = 0  # sees nothing of the second
+    probs = torch.nn.functional.one_hot(judge, 3).permute(0, 3, 1, 2).float()
+    differs = cohort.targets != judge
+    assert 1 <= differs[2].sum() <= 5
+    flagged = np.zeros((10, 2), bool)
+    assert not disputed_pixels(cohort, probs, flagged).any()
+    flagged[2, 0] = flagged[3] = True
+    disputed = disputed_pixels(cohort, probs, flagged)
+    assert torch.equal(disputed[2:4], differs[2:4])
+    # The first structure of the fourth image is undisputed.
+    flagged[3, 1] = False
+    assert not disputed_pixels(cohort, probs, flagged)[3].any()
 
 
 def test_what_the_first_round_found_good_is_not_flagged_later(labelled):

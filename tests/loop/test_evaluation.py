@@ -1,5 +1,7 @@
 """Comparison with ground truth, on numbers worked out by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,6 +15,7 @@ from samcorrect.lib.loop.evaluation import (
     compare_arms,
     evaluate_cases,
     evaluate_correction,
+    evaluate_flags,
     evaluate_quality,
     label_dice,
     load_cases,
@@ -59,21 +62,49 @@ def test_cases_are_scored_structure_by_structure():
     assert scores.dice[0, :2] == pytest.approx([2 / 3, 0])
     assert np.isnan(scores.dice[0, 2])  # nobody saw it, nobody missed it
     assert scores.case_dice == pytest.approx([1 / 3])
+    # Of the surface points of the truth, the farther column lies 1 pixel off; what one side alone has is as far off as
+    # the image's diagonal.
+    assert scores.hausdorff95[0, :2] == pytest.approx([1, np.hypot(8, 8)])
+    assert np.isnan(scores.hausdorff95[0, 2])
+    assert not scores.is_mm
+    in_mm = evaluate_cases([case], lambda _: prediction, (3, 7, 9), pixel_mm=0.5)
+    assert in_mm.is_mm
+    assert in_mm.hausdorff95[0, :2] == pytest.approx([0.5, np.hypot(4, 4)])
+    assert in_mm.surface_dice[0, :2] == pytest.approx(scores.surface_dice[0, :2])
+
+
+def test_the_distances_of_volumes_are_in_mm_by_their_spacing():
+    truth, prediction = np.zeros((8, 8, 6), np.uint8), np.zeros((8, 8, 6), np.uint8)
+    truth[2:6, 2:6, 1:3] = 3
+    prediction[2:6, 2:6, 2:4] = 3
+    affine = np.diag([-0.5, -0.5, 2.5, 1.0])
+    case = Case("a", "a.nii.gz", Volume(np.zeros(truth.shape), affine, 3), truth)
+    scores = evaluate_cases([case], lambda _: prediction, (3,), pixel_mm=9.0)
+    assert scores.is_mm
+    assert scores.hausdorff95 == pytest.approx(np.array([[2.5]]))
 
 
 def test_an_arm_has_its_mean_spread_and_interval():
-    scores = CaseScores(np.array([[0.8, 0.6], [0.9, np.nan]]), np.array([[1.0, 0.5], [0.7, np.nan]]))
+    scores = CaseScores(
+        np.array([[0.8, 0.6], [0.9, np.nan]]),
+        np.array([[1.0, 0.5], [0.7, np.nan]]),
+        np.array([[2, 4], [6, np.nan]]),
+        True,
+    )
     told = summarise_arm(scores, ("one", "two"), is_prompted=False)
     assert told["dice_mean"] == pytest.approx(0.8)  # of 0.7 and 0.9
     assert told["dice_sd"] == pytest.approx(0.141421)
     assert told["surface_dice_mean"] == pytest.approx(0.725)
     assert told["n"] == 2
     assert 0.7 <= told["dice_ci95"][0] <= told["dice_ci95"][1] <= 0.9
-    assert told["structures"]["two"] == {"dice_mean": 0.6, "dice_sd": None, "surface_dice_mean": 0.5}
+    assert (told["hausdorff95_mm_mean"], told["hausdorff95_px_mean"]) == (4.5, None)
+    distances = {"hausdorff95_mm_mean": 4.0}
+    assert told["structures"]["two"] == {"dice_mean": 0.6, "dice_sd": None, "surface_dice_mean": 0.5, **distances}
+    assert summarise_arm(replace(scores, is_mm=False), ("one", "two"), is_prompted=False)["hausdorff95_px_mean"] == 4.5
 
 
 def test_arms_are_compared_case_by_case():
-    one, other = (CaseScores(np.array(v)[:, None], np.array(v)[:, None]) for v in ([0.9, 0.5], [0.8, 0.4]))
+    one, other = (CaseScores(*[np.array(v)[:, None]] * 3, is_mm=True) for v in ([0.9, 0.5], [0.8, 0.4]))
     told = compare_arms(one, other)
     assert told["dice_difference_mean"] == pytest.approx(0.1)
     # The cases differ much, the pairs do not.
@@ -101,6 +132,19 @@ def test_correction_is_measured_on_what_was_flagged_and_harm_on_what_was_good():
     assert (told["bad_dice_before"], told["bad_dice_after"]) == pytest.approx((0.6, 0.85))
     # Good are 0.96, 0.97, 0.98 and 0.99; one of them lost more than 0.01.
     assert (told["n_good"], told["good_harmed_share"]) == (4, 0.25)
+
+
+def test_flags_are_measured_by_hand():
+    true_dice = {"a": np.array([0.5, 0.9]), "b": np.array([0.7, 0.95]), "c": np.array([0.97, np.nan])}
+    told = evaluate_flags({"a": [True, True], "c": [False, True]}, true_dice)
+    # Of the five labels that are there two are flagged, one of which is below 0.8, as is one that is not flagged.
+    assert told["flagged_share"] == pytest.approx(0.4)
+    assert (told["flagged_precision"], told["flagged_recall"]) == (0.5, 0.5)
+    # The median is 0.9, and 0.9 does not lie below it.
+    assert (told["flagged_precision_below_median"], told["flagged_recall_below_median"]) == (0.5, 0.5)
+    nothing = evaluate_flags({}, {"a": np.array([0.9, 0.9])})
+    assert nothing["flagged_share"] == 0
+    assert nothing["flagged_precision"] is nothing["flagged_recall"] is None
 
 
 def test_labels_without_ground_truth_are_left_out(labelled, phantoms, tmp_path):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from samcorrect.lib.loop.progress import PROGRESS_NAME, ProgressFile, eta, read_progress
+from samcorrect.lib.loop.progress import PROGRESS_NAME, STAGE_STOPPED, ProgressFile, eta, read_progress
 
 
 class Clock:
@@ -48,6 +48,20 @@ def test_the_file_says_how_far_a_run_is_and_outlives_its_process(tmp_path):
     clock.now += 9.9
     progress("round 1: student", 4, 4)
     assert ProgressFile(folder, 1, clock=clock)._seconds == {"round 1: student": 10.0}
+
+
+def test_a_run_that_stops_early_waits_for_no_further_round(tmp_path):
+    seconds = {"round 1: student": 30.0, "round 2: student": 40.0, "scoring labels": 5.0}
+    (tmp_path / "run1").mkdir()
+    before = {"n_rounds": 2, "is_finished": True, "seconds": seconds}
+    (tmp_path / "run1" / PROGRESS_NAME).write_text(json.dumps(before))
+    (tmp_path / "run2").mkdir()
+    progress = ProgressFile(tmp_path / "run2", 2, clock=Clock())
+    progress("round 1: student", 4, 4)
+    assert read_progress(tmp_path / "run2")["eta_s"] == 45.0
+    progress(f"{STAGE_STOPPED} 1 of 2: no correction: none", 1, 1)
+    told = read_progress(tmp_path / "run2")
+    assert (told["n_rounds"], told["stop_reason"], told["eta_s"]) == (1, "no correction: none", 5.0)
 
 
 def test_times_of_a_finished_run_of_as_many_rounds_are_taken_for_the_next(tmp_path):

@@ -17,7 +17,8 @@ from scipy.ndimage import shift
 
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
 from samcorrect.lib.loop.outcome import write_report
-from samcorrect.lib.loop.rounds import run_loop
+from samcorrect.lib.loop.progress import STAGE_STOPPED
+from samcorrect.lib.loop.rounds import run_loop, stop_reason
 from samcorrect.lib.loop.workspace import open_workspace
 from samcorrect.lib.store.labels import LabelStore
 from samcorrect.lib.store.sources import open_studies
@@ -125,6 +126,36 @@ def test_killed_again_and_again_a_run_ends_as_an_undisturbed_one(
     assert trained.items() <= inodes(killed / "models").items()
     versions = query_ledger(killed, "select image_id, tag from label_version")
     assert set(Counter(versions).values()) == {1}
+
+
+def test_a_run_ends_where_no_correction_is_accepted_or_the_scores_stop_improving():
+    first = {"round": 1, "n_corrected": 3, "mean_score": 0.80}
+    assert stop_reason([first], 3) is None
+    assert stop_reason([first | {"n_corrected": 0}], 3) == "no correction was accepted in round 1"
+    assert stop_reason([first, {"round": 2, "n_corrected": 1, "mean_score": 0.81}], 3) is None
+    reason = stop_reason([first, {"round": 2, "n_corrected": 1, "mean_score": 0.804}], 3)
+    assert reason == "the mean score went from 0.800 to 0.804, and a gain of 0.005 was wanted"
+    # Without scores nothing is known of them, and after the last round there is nothing to stop.
+    assert stop_reason([first, {"round": 2, "n_corrected": 1, "mean_score": None}], 3) is None
+    assert stop_reason([first | {"n_corrected": 0}], 1) is None
+
+
+def test_a_run_that_stops_early_says_so_and_is_read_again_as_it_is(labelled, tmp_path):
+    workspace = labelled(shares_trainings=False, student_steps=5, rounds=3, modules="search,image_weights")
+    stages = []
+    result = run_loop(workspace, progress=lambda stage, _done, _total: stages.append(stage))
+    assert [told["round"] for told in result.rounds] == [1]
+    assert result.stop_reason == "no correction was accepted in round 1"
+    assert f"{STAGE_STOPPED} 1 of 3: {result.stop_reason}" in stages
+    run = workspace.store.ledger.run(result.run_id)
+    assert run.is_finished
+    assert run.progress["stop_reason"] == result.stop_reason
+    again = run_loop(workspace)
+    assert (again.run_id, again.stop_reason) == (result.run_id, result.stop_reason)
+    assert [told["scores"] for told in again.rounds] == [told["scores"] for told in result.rounds]
+    json_path, html_path = write_report(workspace, result, tmp_path / "out")
+    assert json.loads(json_path.read_text(encoding="utf-8"))["stop_reason"] == result.stop_reason
+    assert f"No further round was run: {result.stop_reason}." in html_path.read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

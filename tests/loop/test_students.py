@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
-from samcorrect.lib.loop.students import out_of_fold_probs, split_cases, train_on
+from samcorrect.lib.loop.students import out_of_fold_probs, split_cases, train_on, trusted_only
 
 
 @pytest.fixture
@@ -84,3 +85,40 @@ def test_the_images_of_one_patients_folder_are_never_in_both_folds():
 def test_two_folders_of_images_are_a_way_of_keeping_files_and_no_patients():
     folds = split_cases([site for site in "ab" for _ in range(6)], seed=0)
     assert [len(fold) for fold in folds] == [6, 6]
+
+
+@pytest.mark.parametrize(
+    ("modules", "is_drawn", "is_weighed"),
+    [
+        ("search,correct,image_weights,pixel_weights", True, True),
+        ("image_weights", True, False),
+        ("pixel_weights", False, True),
+        ("correct", False, False),
+    ],
+)
+def test_weights_of_images_and_pixels_teach_unless_they_are_switched_off(cohort_of, modules, is_drawn, is_weighed):
+    workspace, cohort = cohort_of()
+    workspace = workspace.with_settings(student_steps=3, modules=modules)
+    numbers = np.arange(4)
+
+    def digest(**given):
+        return train_on(workspace, cohort, numbers, name="a", seed=1, **given).student.digest
+
+    plain, half = digest(), torch.ones_like(cohort.frames)
+    half[:, :, :16] = 0
+    assert (digest(sampling=np.array([1.0, 0.1, 0.1, 0.1] + 6 * [1.0])) != plain) is is_drawn
+    assert (digest(weights=half) != plain) is is_weighed
+
+
+def test_pixels_around_what_is_not_trusted_are_ignored_even_where_a_whole_image_is_not(cohort_of):
+    _, cohort = cohort_of()
+    untrusted = np.zeros((10, 2), bool)
+    untrusted[3] = True
+    sampling, weights = trusted_only(cohort, None, untrusted)
+    assert (sampling[2], sampling[3]) == (1, 0)
+    ignored = (weights[cohort.spans[3]] == 0).numpy()
+    object_there = cohort.mask(3, 1) | cohort.mask(3, 2)
+    assert ignored[object_there].all()
+    assert ignored.sum() > object_there.sum(), "a margin is ignored too"
+    assert not ignored.all()
+    assert (weights[cohort.spans[2]] == 1).all()

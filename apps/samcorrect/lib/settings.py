@@ -18,6 +18,8 @@ HOST_KEYS = frozenset({"server_mode"})
 URL_SETTINGS = frozenset({"ledger_url", "tracking_uri"})
 
 TRAINABLE_STATES = ("approved", "corrected", "pseudo")
+# Parts of the preset samcorrect that can be switched off, to see what each is worth.
+MODULES = ("search", "correct", "image_weights", "pixel_weights")
 
 PresetName = Literal["samcorrect", "huang2023"]
 StudentDims = Literal["2d", "2.5d", "3d"]
@@ -37,7 +39,7 @@ class Settings(BaseModel):
         "PGPASSWORD or ~/.pgpass, never from the URL",
     )
     preset: PresetName = Field("samcorrect", description="which method the rounds follow")
-    rounds: int = Field(2, ge=1, le=20, description="rounds of score, correct and retrain")
+    rounds: int = Field(2, ge=1, le=20, description="rounds of score, correct and retrain, at most")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of every random choice")
     threads: int = Field(0, ge=0, le=256, description="CPU threads; 0 takes one per core")
     sam_weights: Path | None = Field(None, description="LiteMedSAM weights file; default the packaged one")
@@ -67,6 +69,15 @@ class Settings(BaseModel):
         description="states of the labels that a student learns from, of approved, corrected and pseudo; all but "
         "approved ones by their quality, rejected ones never",
     )
+    modules: str = Field(
+        ",".join(MODULES),
+        description="parts of the preset samcorrect at work: search (of prompts; without it, the box as given), "
+        "correct (labels), image_weights (trainings draw doubtful labels less often), pixel_weights (they ignore "
+        "pixels around doubtful structures)",
+    )
+    huang_noise_rate: float = Field(
+        0.75, ge=0, le=1, description="share of the labels that the preset huang2023 takes for noisy"
+    )
     audit_share: float = Field(0.2, ge=0, le=1, description="share of the queue that serves random images")
     lease_s: float = Field(1800, gt=0, description="seconds an image stays reserved for one annotator")
     max_upload_mb: int = Field(4096, ge=1, le=2**20, description="largest upload that the server takes, in MiB")
@@ -76,13 +87,24 @@ class Settings(BaseModel):
         """`train_on`, in the order of TRAINABLE_STATES."""
         return tuple(self.train_on.split(","))
 
+    @property
+    def n_prompts(self) -> int:
+        """Prompt boxes of each structure: `n_candidates`, or the box as given alone without the module search."""
+        return self.n_candidates if self.has_module("search") else 1
+
+    def has_module(self, module: str) -> bool:
+        """Whether one of MODULES is at work."""
+        return module in self.modules.split(",")
+
     @field_validator("train_on")
     @classmethod
     def _check_train_on(cls, states: str) -> str:
-        given = {state.strip() for state in states.split(",")}
-        if not given <= set(TRAINABLE_STATES):
-            raise ValueError(f"some of {', '.join(TRAINABLE_STATES)} are wanted, with commas between them")
-        return ",".join(state for state in TRAINABLE_STATES if state in given)
+        return _some_of(TRAINABLE_STATES, states)
+
+    @field_validator("modules")
+    @classmethod
+    def _check_modules(cls, modules: str) -> str:
+        return _some_of(MODULES, modules)
 
     @field_validator("tracking_uri")
     @classmethod
@@ -102,6 +124,14 @@ class Settings(BaseModel):
                 "postgresql://USER@HOST:PORT/NAME is wanted, and no password in it: set PGPASSWORD instead"
             )
         return url
+
+
+def _some_of(known: tuple[str, ...], text: str) -> str:
+    """Names with commas between them, in the order of `known`."""
+    given = {name.strip() for name in text.split(",")}
+    if not given <= set(known):
+        raise ValueError(f"some of {', '.join(known)} are wanted, with commas between them")
+    return ",".join(name for name in known if name in given)
 
 
 def load_settings(given: Mapping[str, object], environment: Mapping[str, str] | None = None) -> Settings:

@@ -9,9 +9,7 @@ from scipy.ndimage import distance_transform_edt
 from samcorrect.lib.core.metrics import dice
 from samcorrect.lib.core.quality import peer_surface_dice
 
-# arXiv 2308.00883, authors' code: the share of labels taken for noisy, dropout passes, and the uncertainty above which
-# the old stays.
-HUANG_NOISE_RATE = 0.75
+# arXiv 2308.00883, authors' code: dropout passes, and the uncertainty above which the old label stays.
 HUANG_PASSES = 5
 HUANG_MAX_UNCERTAINTY = 0.2
 # The judge must gain more than its own noise: below this the old label stays.

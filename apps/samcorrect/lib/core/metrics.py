@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from monai.metrics import compute_surface_dice
+from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
@@ -35,16 +35,33 @@ def surface_dice(mask: np.ndarray, other: np.ndarray, *, tolerance_mm: float, sp
         return float("nan")
     if not mask.any() or not other.any():
         return 0.0
-    n_dims = 2 if mask.shape[2] == 1 else 3
-    window = _joint_box(mask, other)
-    pair = [torch.from_numpy(np.ascontiguousarray(m[window]).reshape(m[window].shape[:n_dims])) for m in (mask, other)]
-    prediction, reference = (torch.stack([~m, m])[None].float() for m in pair)
-    spacing = [float(s) for s in spacing_mm[:n_dims]]
+    pair, spacing = _for_monai(mask, other, spacing_mm)
     with warnings.catch_warnings():
         # MONAI 1.6 warns of an argument that it passes to itself.
         warnings.simplefilter("ignore", FutureWarning)
-        value = compute_surface_dice(prediction, reference, class_thresholds=[tolerance_mm], spacing=spacing)
+        value = compute_surface_dice(*pair, class_thresholds=[tolerance_mm], spacing=spacing)
     return float(value[0, 0])
+
+
+def hausdorff95(mask: np.ndarray, other: np.ndarray, *, spacing_mm: Sequence[float]) -> float:
+    """95th percentile of the distances between both surfaces (the larger of both directions), by MONAI.
+
+    Args:
+        mask: (H, W, D) bool; D = 1 is treated as a 2D image.
+        other: The same shape.
+        spacing_mm: Three voxel sizes.
+
+    Returns:
+        In mm, at least 0; the diagonal of the image where one mask is empty, nan where both are.
+    """
+    if not mask.any() and not other.any():
+        return float("nan")
+    if not mask.any() or not other.any():
+        return float(np.linalg.norm(np.array(mask.shape) * spacing_mm * (np.array(mask.shape) > 1)))
+    pair, spacing = _for_monai(mask, other, spacing_mm)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # as above
+        return float(compute_hausdorff_distance(*pair, percentile=95, spacing=spacing)[0, 0])
 
 
 def rank_correlation(scores: np.ndarray, truth: np.ndarray) -> float:
@@ -90,6 +107,17 @@ def bootstrap_mean(values: np.ndarray, *, seed: int = 0) -> MeanWithInterval:
 def rounded(value: float) -> float | None:
     """A number for JSON: six decimals, or None where it is not defined, since JSON has no nan."""
     return round(float(value), 6) if np.isfinite(value) else None
+
+
+def _for_monai(
+    mask: np.ndarray, other: np.ndarray, spacing_mm: Sequence[float]
+) -> tuple[tuple[torch.Tensor, torch.Tensor], list[float]]:
+    """Both masks, cut to what they fill, as background and foreground (1, 2, H, W[, D]), and their spacing."""
+    n_dims = 2 if mask.shape[2] == 1 else 3
+    window = _joint_box(mask, other)
+    cut = [torch.from_numpy(np.ascontiguousarray(m[window]).reshape(m[window].shape[:n_dims])) for m in (mask, other)]
+    one, two = (torch.stack([~m, m])[None].float() for m in cut)
+    return (one, two), [float(s) for s in spacing_mm[:n_dims]]
 
 
 def _joint_box(mask: np.ndarray, other: np.ndarray) -> tuple[slice, ...]:

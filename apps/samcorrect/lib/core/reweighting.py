@@ -1,4 +1,12 @@
-"""Which labels and which pixels a training believes, and how much."""
+"""Which labels and which pixels a training believes, and how much.
+
+The preset samcorrect weighs images by how often a training draws them: by `posterior_good` (a tenth at least), or, for
+peers and correctors, by the share of their structures that are trusted. It weighs pixels by 0 or 1: those around a
+structure that is not trusted (its label, what its peers see instead, and a margin) and those of a corrected structure
+where its judge says otherwise are ignored. No weight in between: labels and students that learnt from their like err
+together, so entropy and agreement are no measure of how wrong a pixel is once they agree. huang2023 has a rule of its
+own. `core.losses` multiplies the unreduced loss with the weights of pixels and divides by their sum.
+"""
 
 import numpy as np
 import torch

@@ -26,7 +26,7 @@ from samcorrect.lib.loop.evaluation import (
 from samcorrect.lib.loop.pseudo_label import pseudo_label_image
 from samcorrect.lib.loop.rounds import RunResult, run_loop
 from samcorrect.lib.loop.students import SEED_STRIDE, train_on
-from samcorrect.lib.loop.workspace import Progress, Workspace
+from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
 from samcorrect.lib.networks.student import Student
 from samcorrect.lib.store.labels import LabelStore
 from samcorrect.lib.store.schema import LabelVersionRow
@@ -82,15 +82,15 @@ def compare(
     baselines = _side_workspace(workspace, arms_dir / "baselines")
     students = _train_arms(baselines, results, truth, progress)
     box_only = results["huang2023"][0].with_settings(n_candidates=1)
-    scores = {"sam_only": evaluate_cases(cases, _sam_predictor(box_only), protocol.indices)}
+    scores = {"sam_only": evaluate_cases(cases, sam_predictor(box_only), protocol.indices)}
     for name, student in students.items():
-        scores[name] = evaluate_cases(cases, _student_predictor(student), protocol.indices)
+        scores[name] = evaluate_cases(cases, student_predictor(student), protocol.indices)
     return {
         "arms": {name: summarise_arm(s, protocol.names, is_prompted=name == "sam_only") for name, s in scores.items()},
         "comparisons": {f"{a} - {b}": compare_arms(scores[a], scores[b]) for a, b in COMPARISONS},
         "evaluated_on": "test images" if test else "the studies themselves: supervised has seen these labels",
         "label_dice": {preset: _label_dice(*results[preset], truth) for preset in PRESETS},
-        "case_dice": {name: _by_case(cases, s) for name, s in scores.items()},
+        "case_dice": {name: by_case(cases, s) for name, s in scores.items()},
         "test_quarantined": store.ledger.quarantined() if test else [],
     }
 
@@ -104,15 +104,17 @@ def _train_arms(
     cohorts = {
         "sam_to_student": load_cohort(box_workspace, box_result.labels_first),
         "sam_search_to_student": load_cohort(searched_workspace, searched_result.labels_first),
-        "supervised": _true_cohort(box_workspace, box_result.labels_first, truth),
+        "supervised": true_cohort(box_workspace, box_result.labels_first, truth),
     }
-    seed = baselines.settings.seed + 10 * SEED_STRIDE
-    students = {}
-    for name, cohort in cohorts.items():
-        everything, named = np.arange(len(cohort)), _named(progress, name)
-        students[name] = train_on(baselines, cohort, everything, name="student", seed=seed, progress=named).student
+    students = {n: train_baseline(baselines, cohort, progress=_named(progress, n)) for n, cohort in cohorts.items()}
     students |= {preset: last_student(*results[preset]) for preset in PRESETS}
     return {name: students[name] for name in TRAINED_ARMS}
+
+
+def train_baseline(workspace: Workspace, cohort: Cohort, *, progress: Progress = no_progress) -> Student:
+    """A student of all labels of a cohort as they are, from the seed that the rounds train theirs from."""
+    seed = workspace.settings.seed + 10 * SEED_STRIDE
+    return train_on(workspace, cohort, np.arange(len(cohort)), name="student", seed=seed, progress=progress).student
 
 
 def last_student(workspace: Workspace, result: RunResult) -> Student:
@@ -122,7 +124,8 @@ def last_student(workspace: Workspace, result: RunResult) -> Student:
     return workspace.load_student(row)
 
 
-def _by_case(cases: list[Case], scores: CaseScores) -> dict[str, float | None]:
+def by_case(cases: list[Case], scores: CaseScores) -> dict[str, float | None]:
+    """Image id to mean Dice."""
     values = scores.case_dice
     return {case.image_id: rounded(v) for case, v in zip(cases, values, strict=True)}
 
@@ -138,7 +141,8 @@ def _side_workspace(workspace: Workspace, state_dir: Path, **changes: Any) -> Wo
     return Workspace(store, workspace.protocol, settings, cache_dir=workspace.cache_dir)
 
 
-def _true_cohort(workspace: Workspace, labels: Mapping[str, LabelVersionRow], truth: GroundTruth) -> Cohort:
+def true_cohort(workspace: Workspace, labels: Mapping[str, LabelVersionRow], truth: GroundTruth) -> Cohort:
+    """The cohort of the labelled images that have ground truth, with it in place of their labels."""
     cohort = load_cohort(workspace, {i: row for i, row in labels.items() if i in truth})
     targets = []
     for row in cohort.images:
@@ -147,11 +151,14 @@ def _true_cohort(workspace: Workspace, labels: Mapping[str, LabelVersionRow], tr
     return replace(cohort, targets=torch.cat(targets))
 
 
-def _student_predictor(student: Student) -> Callable[[Case], np.ndarray]:
+def student_predictor(student: Student) -> Callable[[Case], np.ndarray]:
+    """What a student says of a case; it is asked no prompt."""
     return lambda case: student.predict(case.volume.array)
 
 
-def _sam_predictor(workspace: Workspace) -> Callable[[Case], np.ndarray]:
+def sam_predictor(workspace: Workspace) -> Callable[[Case], np.ndarray]:
+    """What SAM says of a case from the protocol's prompts."""
+
     def predict(case: Case) -> np.ndarray:
         return pseudo_label_image(workspace, case.volume, case.file_name).label_map
 

@@ -87,7 +87,7 @@ def find_candidates(workspace: Workspace, volume: Volume, image_name: str) -> li
         protocol.digest,
         sam.digest,
         sam.runtime,
-        settings.n_candidates,
+        settings.n_prompts,
         settings.seed,
     ]
     key.update(f"{parts} {student.digest if student else ''}".encode())
@@ -124,7 +124,7 @@ def _structure_candidates(
 
     With a hint (a soft mask in SAM's frame) candidate 0 is prompted by its box and the hint together.
     """
-    n_candidates, side, n_slices = workspace.settings.n_candidates, workspace.sam.side_px, shape_hwd[2]
+    n_candidates, side, n_slices = workspace.settings.n_prompts, workspace.sam.side_px, shape_hwd[2]
     masks = np.zeros((n_candidates, n_slices, side, side), bool)
     if box is None:
         return Candidates(masks, np.zeros(n_candidates), np.zeros(n_candidates), np.zeros((n_candidates, 4)))

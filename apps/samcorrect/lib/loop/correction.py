@@ -10,7 +10,6 @@ from torch import nn
 
 from samcorrect.lib.core.boxes import box_of_mask
 from samcorrect.lib.core.correction import (
-    HUANG_NOISE_RATE,
     HUANG_PASSES,
     Choice,
     choose_correction,
@@ -107,9 +106,9 @@ def flag_labels(
 ) -> np.ndarray:
     """Which structures of which images are open to correction.
 
-    huang2023 takes the worst 75% of the images (arXiv 2308.00883). Ours takes, for each structure, those that are more
-    likely of the bad population than of the good one, or, where the scores of the first round are one population, those
-    that lie far below the better half; approved labels are never taken.
+    huang2023 takes the worst images, a share of `huang_noise_rate` (arXiv 2308.00883: 75%). Ours takes, for each
+    structure, those that are more likely of the bad population than of the good one, or, where the scores of the first
+    round are one population, those that lie far below the better half; approved labels are never taken.
 
     Args:
         workspace: Its preset decides.
@@ -124,7 +123,7 @@ def flag_labels(
     """
     values = scores.structure_scores
     if workspace.settings.preset == "huang2023":
-        is_low = _worst(scores.scores, HUANG_NOISE_RATE)[:, None] & np.isfinite(values)
+        is_low = _worst(scores.scores, workspace.settings.huang_noise_rate)[:, None] & np.isfinite(values)
     else:
         is_low = scores.posterior < 0.5
         if ceiling is not None:
@@ -155,7 +154,7 @@ def correct_cohort(
         return {}
     if workspace.settings.preset == "huang2023":
         return _correct_by_uncertainty(cohort, scores, flagged, seed=seed, progress=progress)
-    if scores.peer_probs is None:
+    if scores.peer_probs is None or not workspace.settings.has_module("correct"):
         return {}
     untrusted = flagged | _worse_half(cohort, scores)
     judged = flagged & _has_judge(scores, untrusted)
@@ -199,6 +198,24 @@ def _has_judge(scores: Scores, untrusted: np.ndarray) -> np.ndarray:
     """(K,) bool: the out-of-fold peers know the structure well enough to judge corrections of it."""
     agreements = [of_structure["peer_dice"][~untrusted[:, k]] for k, of_structure in enumerate(scores.features)]
     return np.array([bool(np.isfinite(a).any()) and np.nanmedian(a) >= MIN_JUDGE_DICE for a in agreements])
+
+
+def disputed_pixels(cohort: Cohort, peer_probs: torch.Tensor, flagged: np.ndarray) -> torch.Tensor:
+    """Where the labels of flagged structures and the judge still differ: there no training should guess.
+
+    Args:
+        cohort: The labels after a correction.
+        peer_probs: (N, K + 1, side, side) of the judge.
+        flagged: (n, K) bool.
+
+    Returns:
+        (N, side, side) bool.
+    """
+    disputed, judge = torch.zeros(cohort.targets.shape, dtype=torch.bool), peer_probs.argmax(1)
+    for number, k in np.argwhere(flagged):
+        span = cohort.spans[number]
+        disputed[span] |= (cohort.targets[span] == k + 1) != (judge[span] == k + 1)
+    return disputed
 
 
 def save_correction(
@@ -295,7 +312,7 @@ def _correct_by_uncertainty(
     cohort: Cohort, scores: Scores, flagged: np.ndarray, *, seed: int, progress: Progress
 ) -> dict[int, Correction]:
     probs = scores.peer_probs
-    network = _with_dropout_on(scores.trained)
+    network = with_dropout_on(scores.trained)
     corrections = {}
     numbers = np.flatnonzero(flagged.any(1))
     with torch.random.fork_rng(devices=[]):
@@ -331,7 +348,7 @@ def _huang_on_grid(cohort: Cohort, number: int, old: np.ndarray, new: np.ndarray
     )
 
 
-def _with_dropout_on(trained: Trained) -> nn.Module:
+def with_dropout_on(trained: Trained) -> nn.Module:
     """The network in evaluation mode with its dropout layers active; batch statistics stay frozen."""
     for module in trained.network.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):

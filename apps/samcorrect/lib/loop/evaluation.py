@@ -12,6 +12,7 @@ from samcorrect.lib.core.metrics import (
     auroc_below,
     bootstrap_mean,
     dice,
+    hausdorff95,
     rank_correlation,
     rounded,
     surface_dice,
@@ -22,7 +23,13 @@ from samcorrect.lib.loop.workspace import Workspace
 from samcorrect.lib.protocol import Protocol
 from samcorrect.lib.store.labels import LabelStore
 from samcorrect.lib.store.studies import LocalStudies, Studies
-from samcorrect.lib.store.volumes import Volume, align_label_map, read_image, read_label_map
+from samcorrect.lib.store.volumes import (
+    PICTURE_SUFFIXES,
+    Volume,
+    align_label_map,
+    read_image,
+    read_label_map,
+)
 
 # In units of the smallest voxel side; the field's usual tolerance for organs at 1 mm.
 SURFACE_TOLERANCE_VOX = 2.0
@@ -40,13 +47,22 @@ class Case:
     volume: Volume
     truth: np.ndarray
 
+    @property
+    def has_spacing(self) -> bool:
+        """Whether the file says how large a voxel is; a PNG or JPEG does not."""
+        return not self.file_name.lower().endswith(PICTURE_SUFFIXES)
+
 
 @dataclass(frozen=True)
 class CaseScores:
-    """Dice and surface Dice of n cases and K structures, (n, K); nan where truth and prediction are both empty."""
+    """Dice, surface Dice and 95% Hausdorff distance of n cases and K structures, (n, K); nan where truth and prediction
+    are both empty. The distances are in mm, or, unless `is_mm`, in pixels.
+    """
 
     dice: np.ndarray
     surface_dice: np.ndarray
+    hausdorff95: np.ndarray
+    is_mm: bool
 
     @property
     def case_dice(self) -> np.ndarray:
@@ -123,23 +139,39 @@ def load_cases(store: LabelStore, truth: GroundTruth, protocol: Protocol) -> lis
     return cases
 
 
-def evaluate_cases(cases: Sequence[Case], predict: Callable[[Case], np.ndarray], indices: Sequence[int]) -> CaseScores:
-    """Dice and surface Dice of predictions (H, W, D) on their images' grids."""
+def evaluate_cases(
+    cases: Sequence[Case],
+    predict: Callable[[Case], np.ndarray],
+    indices: Sequence[int],
+    *,
+    pixel_mm: float | None = None,
+) -> CaseScores:
+    """Dice, surface Dice and 95% Hausdorff distance of predictions (H, W, D) on their images' grids.
+
+    Args:
+        cases: Images with their truth.
+        predict: The label map of a case.
+        indices: Of the structures.
+        pixel_mm: Side of a pixel of images whose files do not say; without it, distances are in pixels there.
+    """
     shape = (len(cases), len(indices))
-    values, surface = np.full(shape, np.nan), np.full(shape, np.nan)
+    values, surface, distances = (np.full(shape, np.nan) for _ in range(3))
     for number, case in enumerate(cases):
         prediction = predict(case)
-        spacing_mm = case.volume.spacing_mm
+        spacing_mm = case.volume.spacing_mm if case.has_spacing else (pixel_mm or 1.0,) * 3
         for k, index in enumerate(indices):
             one, other = prediction == index, case.truth == index
             values[number, k] = dice(one, other)
             tolerance_mm = SURFACE_TOLERANCE_VOX * min(spacing_mm)
             surface[number, k] = surface_dice(one, other, tolerance_mm=tolerance_mm, spacing_mm=spacing_mm)
-    return CaseScores(values, surface)
+            distances[number, k] = hausdorff95(one, other, spacing_mm=spacing_mm)
+    is_mm = pixel_mm is not None or all(case.has_spacing for case in cases)
+    return CaseScores(values, surface, distances, is_mm)
 
 
 def summarise_arm(scores: CaseScores, names: Sequence[str], *, is_prompted: bool) -> dict[str, Any]:
-    """One arm of the table; intervals are bootstrapped over cases."""
+    """One arm of the table; intervals are bootstrapped over cases. Of the distances in mm and in px, one is None."""
+    unit, other_unit = ("mm", "px") if scores.is_mm else ("px", "mm")
     summary, surface = bootstrap_mean(scores.case_dice), bootstrap_mean(np.nanmean(scores.surface_dice, 1))
     structures = {}
     for k, name in enumerate(names):
@@ -148,6 +180,7 @@ def summarise_arm(scores: CaseScores, names: Sequence[str], *, is_prompted: bool
             "dice_mean": rounded(of_name.mean),
             "dice_sd": rounded(of_name.sd),
             "surface_dice_mean": rounded(of_surface.mean),
+            f"hausdorff95_{unit}_mean": rounded(bootstrap_mean(scores.hausdorff95[:, k]).mean),
         }
     return {
         "dice_mean": rounded(summary.mean),
@@ -155,6 +188,8 @@ def summarise_arm(scores: CaseScores, names: Sequence[str], *, is_prompted: bool
         "dice_ci95": [rounded(v) for v in summary.ci95],
         "surface_dice_mean": rounded(surface.mean),
         "surface_dice_sd": rounded(surface.sd),
+        f"hausdorff95_{unit}_mean": rounded(bootstrap_mean(np.nanmean(scores.hausdorff95, 1)).mean),
+        f"hausdorff95_{other_unit}_mean": None,
         "n": summary.n,
         "is_prompted": is_prompted,
         "structures": structures,
@@ -220,22 +255,53 @@ def evaluate_correction(
         for image_id, of_image in told["flagged"].items():
             if image_id in flagged:
                 flagged[image_id] |= np.array(of_image, bool)
-    ids = list(before)
-    old, new = np.array([before[i] for i in ids]), np.array([after[i] for i in ids])
-    is_flagged = np.array([flagged[i] for i in ids])
-    was_good, was_bad = old > GOOD_DICE, old < AUROC_THRESHOLDS[0]
+    old, new = np.array([before[i] for i in before]), np.array([after[i] for i in before])
+    is_flagged = np.array([flagged[i] for i in before])
     return {
         "n_flagged_structures": int(is_flagged.sum()),
         "n_structures": int(np.isfinite(old).sum()),
         "dice_before": _mean(old[is_flagged]),
         "dice_after": _mean(new[is_flagged]),
+        **compare_labels(before, after),
+    }
+
+
+def compare_labels(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """True Dice before and after, (K,) an image: of all structures, of those that were bad, and how many of the good
+    ones lost more than HARM.
+    """
+    old, new = np.array([before[i] for i in before]), np.array([after[i] for i in before])
+    was_good, was_bad = old > GOOD_DICE, old < AUROC_THRESHOLDS[0]
+    return {
         "all_dice_before": _mean(old),
         "all_dice_after": _mean(new),
+        "n_bad": int(was_bad.sum()),
         "bad_dice_before": _mean(old[was_bad]),
         "bad_dice_after": _mean(new[was_bad]),
         "n_good": int(was_good.sum()),
         "good_harmed_share": _mean((new < old - HARM)[was_good]),
     }
+
+
+def evaluate_flags(flagged: Mapping[str, Sequence[bool]], true_dice: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """How well the flags of structures find bad labels: those with a Dice below 0.8, and those below the set's median.
+
+    Args:
+        flagged: Image id to (K,) flags; images that are missing have none.
+        true_dice: Image id to (K,) of the labels that were flagged.
+
+    Returns:
+        `flagged_share`, and `flagged_precision` and `flagged_recall` for 0.8, with the suffix `_below_median` for the
+        median; None where nothing is flagged or bad.
+    """
+    dice_values = np.array([true_dice[i] for i in true_dice])
+    is_flagged = np.array([flagged.get(i, [False] * dice_values.shape[1]) for i in true_dice], dtype=bool)
+    told = {"flagged_share": _mean(is_flagged[np.isfinite(dice_values)])}
+    for suffix, threshold in (("", AUROC_THRESHOLDS[0]), ("_below_median", float(np.nanmedian(dice_values)))):
+        is_bad = dice_values < threshold
+        told[f"flagged_precision{suffix}"] = _mean(is_bad[is_flagged & np.isfinite(dice_values)])
+        told[f"flagged_recall{suffix}"] = _mean(is_flagged[is_bad])
+    return told
 
 
 def _mean(values: np.ndarray) -> float | None:

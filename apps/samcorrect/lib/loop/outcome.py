@@ -64,6 +64,7 @@ def build_report(
             | {"student": {k: v for k, v in told["student"].items() if k != "losses"}}
             for told in result.rounds
         ],
+        "stop_reason": result.stop_reason,
         "n_images": len(result.labels_last),
         "seconds": dict(result.seconds),
         "seed": settings.seed,

@@ -32,6 +32,7 @@ KEY_SETTINGS = (
     "preset",
     "seed",
     "n_candidates",
+    "modules",
     "student_steps",
     "student_batch_size",
     "student_side_px",

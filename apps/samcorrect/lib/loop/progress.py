@@ -13,6 +13,7 @@ from samcorrect.lib.store.files import write_bytes_atomically
 
 PROGRESS_NAME = "progress.json"
 WRITE_EVERY_S = 0.5
+STAGE_STOPPED = "stopped after round"
 ROUND_STAGE = re.compile(r"round (\d+): (.*)")
 
 
@@ -20,7 +21,8 @@ class ProgressFile:
     """A progress that writes `progress.json`: stage, done, total, round, seconds left in the stage and in all.
 
     What is left in all is told once every stage ahead has been timed: in an earlier run of as many rounds whose folder
-    lies beside this one's, or in an earlier round.
+    lies beside this one's, or in an earlier round. Where a run stops before its last round, `stop_reason` says why, and
+    `n_rounds` are those it did.
     """
 
     def __init__(self, folder: Path, n_rounds: int, *, clock: Callable[[], float] = time.time):
@@ -29,12 +31,15 @@ class ProgressFile:
         self._n_rounds = n_rounds
         self._clock = clock
         self._seconds: dict[str, float] = read_progress(folder).get("seconds", {})
+        self._stop_reason: str | None = None
         self._expected = _expected(folder, n_rounds)
         self._stage, self._began_at, self._written_at = "", clock(), 0.0
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Note that `done` of `total` parts of a stage are done; not every call is written."""
         now = self._clock()
+        if stage.startswith(STAGE_STOPPED):
+            self._stop(stage)
         if stage != self._stage:
             self._stage, self._began_at = stage, now
             self._written_at = 0.0
@@ -45,13 +50,27 @@ class ProgressFile:
         self._written_at = now
         in_round = ROUND_STAGE.fullmatch(stage)
         told = {"stage": stage, "done": done, "total": total, "round": int(in_round[1]) if in_round else None}
-        told |= {"n_rounds": self._n_rounds, "stage_began_at": self._began_at, "updated_at": now}
+        told |= {
+            "n_rounds": self._n_rounds,
+            "stop_reason": self._stop_reason,
+            "stage_began_at": self._began_at,
+            "updated_at": now,
+        }
         told |= eta(stage, done, total, now - self._began_at, self._seconds, self._expected, self._n_rounds)
         self._write({**told, "seconds": self._seconds})
 
     def finish(self) -> None:
         """Note that the run is over; later runs take its times for theirs."""
         self._write({**read_progress(self._path.parent), "is_finished": True, "eta_stage_s": 0.0, "eta_s": 0.0})
+
+    def _stop(self, stage: str) -> None:
+        """No round comes after the one that a stage names, so none is waited for."""
+        done, self._stop_reason = stage.removeprefix(STAGE_STOPPED).split(": ", 1)
+        self._n_rounds = int(done.split()[0])
+        rounds = {name: ROUND_STAGE.fullmatch(name) for name in self._expected}
+        self._expected = {
+            name: self._expected[name] for name, of in rounds.items() if of is None or int(of[1]) <= self._n_rounds
+        }
 
     def _write(self, told: Mapping[str, Any]) -> None:
         write_bytes_atomically(self._path, json.dumps(told).encode())

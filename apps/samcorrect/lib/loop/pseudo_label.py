@@ -182,7 +182,7 @@ def _recipe(workspace: Workspace) -> str:
         sam.digest,
         sam.runtime,
         settings.preset,
-        settings.n_candidates,
+        settings.n_prompts,
         settings.seed,
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,11 +18,13 @@ from samcorrect.lib.loop.audit import audit_start
 from samcorrect.lib.loop.cohort import Cohort, load_cohort
 from samcorrect.lib.loop.correction import (
     correct_cohort,
+    disputed_pixels,
     flag_ceiling,
     flag_labels,
     save_correction,
 )
 from samcorrect.lib.loop.peer_context import KEY_SETTINGS
+from samcorrect.lib.loop.progress import STAGE_STOPPED
 from samcorrect.lib.loop.pseudo_label import pseudo_label_store
 from samcorrect.lib.loop.retraining import retrain
 from samcorrect.lib.loop.scoring import Scores, score_cohort, write_scores
@@ -34,7 +36,9 @@ from samcorrect.lib.transforms.frame import labels_to_frame
 logger = logging.getLogger(__name__)
 
 # Settings that change the result of a run; where its files lie and how the queue works do not.
-RESULT_SETTINGS = (*KEY_SETTINGS, "rounds", "train_on", "student_start")
+RESULT_SETTINGS = (*KEY_SETTINGS, "rounds", "train_on", "student_start", "huang_noise_rate")
+# Two trainings of one recipe differ by about this much; a mean score that rises by less has stopped to improve.
+MIN_SCORE_GAIN = 0.005
 # Seeds of runs and of the rounds in them are this far apart; a round uses less than the second.
 RUN_SEED_STRIDE, ROUND_SEED_STRIDE = 1_000_000, 20_000
 
@@ -50,6 +54,7 @@ class RunResult:
         labels_last: Image id to the label after the last.
         final_scores: Image id to the score of its last label, or None.
         seconds: Stage to seconds spent in this process.
+        stop_reason: Why it ended before its last round; None where it did not.
     """
 
     run_id: int
@@ -58,6 +63,7 @@ class RunResult:
     labels_last: dict[str, LabelVersionRow] = field(default_factory=dict)
     final_scores: dict[str, float | None] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    stop_reason: str | None = None
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -73,7 +79,8 @@ def run_loop(workspace: Workspace, *, progress: Progress = no_progress) -> RunRe
     A killed run resumes where it was: pseudo-labels and corrections are kept image by image, trainings whole. A
     finished run of the same settings, images, approvals and rejections is only read again. A run starts from the
     original labels and the approvals it saw at its start, so its result does not depend on earlier runs. What a person
-    rejects while it runs teaches nothing from then on; from the next round on the label before takes its place.
+    rejects while it runs teaches nothing from then on; from the next round on the label before takes its place. It ends
+    before its last round where another promises nothing, see `stop_reason`.
 
     Args:
         workspace: With a protocol.
@@ -97,24 +104,45 @@ def run_loop(workspace: Workspace, *, progress: Progress = no_progress) -> RunRe
             told = _run_round(workspace, cohort, result, number, progress)
             workspace.store.ledger.update_run(run.id, progress={str(number): told})
         result.rounds.append(told)
-    labels = _labels_after(workspace, result, workspace.settings.rounds)
+        result.stop_reason = stop_reason(result.rounds, workspace.settings.rounds)
+        if result.stop_reason is not None:
+            progress(f"{STAGE_STOPPED} {number} of {workspace.settings.rounds}: {result.stop_reason}", 1, 1)
+            break
+    n_rounds = len(result.rounds)
+    labels = _labels_after(workspace, result, n_rounds)
     last = workspace.store.ledger.run(run.id).progress.get("final_scores")
     if last is None:
         # What an earlier run left behind does not outrank what this run ends with.
         labels = {image_id: workspace.store.make_best(label) for image_id, label in labels.items()}
         cohort = _with_labels(workspace, cohort, labels, progress)
         with result.timed("score"):
-            scores = score_cohort(
-                workspace, cohort, seed=_round_seed(workspace, workspace.settings.rounds + 1), progress=progress
-            )
+            scores = score_cohort(workspace, cohort, seed=_round_seed(workspace, n_rounds + 1), progress=progress)
             write_scores(workspace, cohort, scores)
         last = {row.id: rounded(s) for row, s in zip(cohort.images, scores.scores, strict=True)}
-        workspace.store.ledger.update_run(run.id, progress={"final_scores": last}, is_finished=True)
+        ended = {"final_scores": last, "stop_reason": result.stop_reason}
+        workspace.store.ledger.update_run(run.id, progress=ended, is_finished=True)
     result.final_scores = last
     # An image that could not be read any more was set aside on the way.
     result.labels_first = {i: label for i, label in result.labels_first.items() if i in last}
     result.labels_last = {i: label for i, label in labels.items() if i in last}
     return result
+
+
+def stop_reason(rounds: Sequence[Mapping[str, Any]], n_rounds: int) -> str | None:
+    """Why a run of at most `n_rounds` ends after the rounds it has done, which alone decide; None where it goes on.
+
+    No ground truth is asked: a round that accepted no correction leaves the labels as they are, and where the mean
+    score no longer rises, corrections make no labels that students of other images agree with more.
+    """
+    if len(rounds) >= n_rounds:
+        return None
+    last = rounds[-1]
+    if not last["n_corrected"]:
+        return f"no correction was accepted in round {last['round']}"
+    before, after = rounds[-2]["mean_score"] if len(rounds) > 1 else None, last["mean_score"]
+    if before is not None and after is not None and after < before + MIN_SCORE_GAIN:
+        return f"the mean score went from {before:.3f} to {after:.3f}, and a gain of {MIN_SCORE_GAIN} was wanted"
+    return None
 
 
 def _run_round(
@@ -175,6 +203,9 @@ def _retrain_round(
         for image_number, correction in corrections.items():
             posterior[image_number] = np.where(flagged[image_number], correction.score_after, 1.0)
         _, weights = trusted_only(cohort, scores.peer_probs, flagged & (posterior < 0.5))
+        if scores.peer_probs is not None:
+            is_corrected = np.isin(np.arange(len(cohort)), list(corrections))
+            weights[disputed_pixels(updated, scores.peer_probs, flagged & is_corrected[:, None])] = 0
     # Every round, and every arm of a comparison, trains its student from the same seed.
     seed = workspace.settings.seed
     given = {"seed": seed, "round_number": number, "run_id": run_id, "progress": progress}

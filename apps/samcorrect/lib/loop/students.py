@@ -100,8 +100,8 @@ def train_on(
         numbers: Which images, at least one; labels that were rejected since they were read are left out.
         name: Shown in the progress.
         seed: Of the training.
-        sampling: (n,) how often each image of the cohort is drawn; 1 by default.
-        weights: (N, side, side) pixel weights; 1 by default.
+        sampling: (n,) how often each image of the cohort is drawn; 1 by default, and without the module image_weights.
+        weights: (N, side, side) pixel weights; 1 by default, and without the module pixel_weights.
         targets: Instead of the cohort's.
         dropout: Of the network.
         weigh_batch: Weights from each batch's logits.
@@ -117,6 +117,8 @@ def train_on(
     numbers = numbers[standing(workspace, cohort)[numbers]]
     if not len(numbers):
         raise LabelError(f"every label that the {name} would learn from was rejected; make new labels, then run again")
+    sampling = sampling if settings.has_module("image_weights") else None
+    weights = weights if settings.has_module("pixel_weights") else None
     data = _training_data(cohort, numbers, sampling, weights, targets)
     if settings.student_early_stop:
         data = _hold_out(cohort, numbers, data, seed=seed)
@@ -283,7 +285,7 @@ def trusted_only(
     sampling = 1.0 - untrusted.mean(1)
     weights = torch.ones_like(cohort.frames)
     peer = peer_probs.argmax(1) if peer_probs is not None else None
-    for number in np.flatnonzero(untrusted.any(1) & (sampling > 0)):
+    for number in np.flatnonzero(untrusted.any(1)):
         span = cohort.spans[number]
         for k in np.flatnonzero(untrusted[number]):
             doubtful = cohort.mask(number, k + 1)

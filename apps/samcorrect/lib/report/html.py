@@ -38,7 +38,7 @@ QUALITY_COLUMNS = {
 # Shown in sections of their own; whatever else the report holds goes to the details.
 SECTION_KEYS = {
     "arms", "comparisons", "quality", "correction", "quarantined", "seconds", "versions", "settings", "rounds",
-    "serve_command",
+    "serve_command", "stop_reason",
 }  # fmt: skip
 
 
@@ -105,6 +105,8 @@ def summary_sentences(report: Mapping[str, Any]) -> list[str]:
             f"SAM labelled {_count(n_images, 'image')} by the protocol; "
             f"the labels were scored, corrected and learned from{runs}."
         )
+    if report.get("stop_reason"):
+        sentences.append(f"No further round was run: {report['stop_reason']}.")
     n_flagged, n_corrected = _correction_counts(report)
     if n_flagged is not None:
         corrected = "" if n_corrected is None else f"; {n_corrected} of them {_were(n_corrected)} corrected"

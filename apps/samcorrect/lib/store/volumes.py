@@ -21,7 +21,8 @@ from PIL import Image
 from samcorrect.lib.errors import GeometryError, ImageError, LabelError
 from samcorrect.lib.store.files import write_atomically
 
-IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".png", ".jpg", ".jpeg")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
+IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", *PICTURE_SUFFIXES)
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # Below this no network of ours sees anything: SAM's encoder keeps one token for 16 x 16 pixels.
 MIN_SIDE_VOX = 8

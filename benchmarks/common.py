@@ -1,0 +1,114 @@
+"""What the benchmarks over several runs share: options, workspaces that share their trainings, and test images."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samcorrect.lib.core.metrics import bootstrap_mean, rounded
+from samcorrect.lib.loop.cohort import Cohort, load_cohort
+from samcorrect.lib.loop.evaluation import Case, GroundTruth, load_cases
+from samcorrect.lib.loop.students import MODELS_NAME
+from samcorrect.lib.loop.workspace import Workspace, open_workspace
+from samcorrect.lib.protocol import load_protocol
+from samcorrect.lib.settings import load_settings
+from samcorrect.lib.store.labels import LabelStore
+from samcorrect.lib.store.schema import TAG_ORIGINAL, LabelVersionRow
+from samcorrect.lib.store.studies import LocalStudies
+
+SETTINGS = ("rounds", "student_steps")
+
+
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """A parser of the options that name a data set in four folders, its protocol, seeds and where results go."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("images", "labels", "test-images", "test-labels", "protocol", "json"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument(
+        "--out", type=Path, help="states, models and caches, kept for the next run; default beside the JSON file"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    for name in SETTINGS:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"setting {name}; default the product's")
+    parser.add_argument("--pixel-mm", type=float, help="side of a pixel of PNG and JPEG images, which do not say")
+    return parser
+
+
+def out_dir(parsed: argparse.Namespace) -> Path:
+    """The folder of a benchmark's states."""
+    return parsed.out or parsed.json.with_suffix("")
+
+
+def open_run(
+    parsed: argparse.Namespace, seed: int, name: str, *, protocol: Path | None = None, **changes: Any
+) -> Workspace:
+    """A workspace over the training images in a state of its own.
+
+    Embeddings, candidates and trainings are kept by their inputs, so all runs and seeds of a benchmark share them.
+
+    Args:
+        parsed: The options.
+        seed: Of the run.
+        name: Of its state.
+        protocol: Another one than that of the options.
+        changes: Settings besides those of the options.
+    """
+    root = out_dir(parsed)
+    state_dir, models_dir = root / f"seed{seed}" / name, root / MODELS_NAME
+    given = {setting: getattr(parsed, setting, None) for setting in SETTINGS}
+    given |= {"protocol": protocol or parsed.protocol, "state": state_dir, "seed": seed, **changes}
+    workspace = open_workspace(parsed.images, load_settings(given), cache_dir=root / "cache")
+    models_dir.mkdir(parents=True, exist_ok=True)
+    if not (state_dir / MODELS_NAME).exists():
+        (state_dir / MODELS_NAME).symlink_to(models_dir.absolute())
+    return workspace
+
+
+def open_test(parsed: argparse.Namespace) -> list[Case]:
+    """The test images with their truth; says on the console which of them cannot be read."""
+    store = LabelStore(LocalStudies(parsed.test_images), out_dir(parsed) / "test")
+    store.rescan()
+    cases = load_cases(store, GroundTruth(parsed.test_labels), load_protocol(parsed.protocol))
+    for image_id, reason in store.ledger.quarantined():
+        print(f"test image {image_id} is left out: {reason}", file=sys.stderr)
+    store.ledger.close()
+    return cases
+
+
+def original_labels(workspace: Workspace) -> dict[str, LabelVersionRow]:
+    """Image id to its newest pseudo-label."""
+    latest = workspace.store.ledger.latest_labels()
+    return {image_id: label for (image_id, tag), label in latest.items() if tag == TAG_ORIGINAL}
+
+
+def original_cohort(workspace: Workspace) -> Cohort:
+    """All images with their pseudo-labels."""
+    return load_cohort(workspace, original_labels(workspace))
+
+
+def tell(stage: str, done: int, total: int) -> None:
+    """A progress that says which stages are over."""
+    if done == total:
+        print(f"  {stage}: {done}", file=sys.stderr, flush=True)
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write a document, with the folder it lies in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
+
+
+def case_means(by_seed: list[dict[str, float | None]]) -> np.ndarray:
+    """(n,) mean over the seeds of each case's value; nan where no seed has one."""
+    values = np.array([[of_seed[case] for case in by_seed[0]] for of_seed in by_seed], dtype=np.float64)
+    known = np.isfinite(values)
+    return np.where(known.any(0), np.where(known, values, 0).sum(0) / np.maximum(known.sum(0), 1), np.nan)
+
+
+def paired(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
+    """Mean of the (n,) differences one - other, with its 95% bootstrap interval over cases."""
+    told = bootstrap_mean(one - other)
+    return {"dice_difference_mean": rounded(told.mean), "ci95": [rounded(v) for v in told.ci95], "n": told.n}

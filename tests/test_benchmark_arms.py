@@ -1,0 +1,213 @@
+"""The benchmarks of the arms and of the simulated person: their figures by hand, and both scripts on the phantoms."""
+
+import importlib
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from samcorrect.lib.core.metrics import dice
+from samcorrect.lib.loop.candidates import find_candidates
+from samcorrect.lib.loop.cohort import best_labels, load_cohort
+from samcorrect.lib.loop.evaluation import GroundTruth
+from samcorrect.lib.loop.workspace import open_workspace
+from samcorrect.lib.protocol import load_protocol
+from samcorrect.lib.store.volumes import LPS_TO_RAS, read_label_map
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """A function that imports a module of the folder benchmarks."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
+
+
+@pytest.fixture
+def options(phantoms, new_state, tmp_path, monkeypatch):
+    """Options of a small run on the phantoms, whose embeddings are known."""
+    monkeypatch.setenv("SAMCORRECT_STUDENT_SIDE_PX", "32")
+    monkeypatch.setenv("SAMCORRECT_STUDENT_BATCH_SIZE", "2")
+    monkeypatch.setenv("SAMCORRECT_N_CANDIDATES", "2")
+    new_state(tmp_path / "out")
+    given = {
+        "images": phantoms.images,
+        "labels": phantoms.labels,
+        "test-images": phantoms.test_images,
+        "test-labels": phantoms.test_labels,
+        "protocol": phantoms.images / "protocol.yaml",
+        "json": tmp_path / "told.json",
+        "out": tmp_path / "out",
+        "seeds": 0,
+        "rounds": 1,
+        "student-steps": 2,
+    }
+    return [word for name, value in given.items() for word in (f"--{name}", str(value))]
+
+
+def test_the_share_of_a_gap_that_is_recovered_is_told_only_where_there_is_a_gap(module):
+    recovered = module("arms").recovered
+    floor, ceiling = np.array([0.70, 0.72, 0.74]), np.array([0.90, 0.92, 0.94])
+    assert recovered(np.array([0.85, 0.87, 0.89]), floor, ceiling) == pytest.approx(0.75)
+    # Ten cases of which half lose what the others win: the interval of the gap holds 0.
+    assert recovered(np.full(10, 0.8), np.full(10, 0.7), 0.7 + np.array([-0.1, 0.1] * 5)) is None
+
+
+def test_cases_are_averaged_over_the_seeds_that_have_them(module):
+    means = module("common").case_means([{"a": 0.5, "b": None, "c": None}, {"a": 0.7, "b": 0.9, "c": None}])
+    assert means[:2] == pytest.approx([0.6, 0.9])
+    assert np.isnan(means[2])
+
+
+def test_the_fewest_approvals_that_reach_as_much_by_hand(module):
+    n_to_match = module("approvals").n_to_match
+    ours = {"0": np.array([0.5, 0.7]), "10": np.array([0.7, 0.9]), "20": np.array([0.9, 0.9])}
+    other = {"0": np.array([0.6, 0.6]), "10": np.array([0.7, 0.7]), "20": np.array([0.8, 0.8])}
+    assert n_to_match(ours, other) == {"0": 0, "10": 20, "20": None}
+
+
+def test_a_box_is_shifted_and_scaled_by_the_share_along_every_axis_but_that_of_a_slice(module):
+    box = np.array([[10.0, 30.0], [20.0, 60.0], [0.0, 1.0]])
+    seen = set()
+    for seed in range(200):
+        moved = module("noise").shift_box(box, share=0.1, rng=np.random.default_rng(seed))
+        middles, sides = moved.mean(1), np.diff(moved)[:, 0]
+        assert np.abs(middles - [20, 40, 0.5]) == pytest.approx([2, 4, 0])
+        assert np.abs(sides - [20, 40, 1]) == pytest.approx([2, 4, 0])
+        seen.add((*np.sign(middles[:2] - [20, 40]), *np.sign(sides[:2] - [20, 40])))
+    assert len(seen) == 16
+    assert np.array_equal(module("noise").shift_box(box, share=0.0, rng=np.random.default_rng(0)), box)
+
+
+def test_a_protocol_of_shifted_boxes_prompts_every_image_inside_it(module, phantom_state, phantoms, tmp_path):
+    path = module("noise").write_shifted_protocol(phantom_state, tmp_path, share=0.3)
+    protocol = load_protocol(path)
+    assert (protocol.names, protocol.indices) == (("right blob", "left blob"), (7, 3))
+    boxes = {}
+    for row in phantom_state.store.ledger.images():
+        for structure in protocol.structures:
+            box = protocol.box_vox(structure, row.path, (96, 80, 1))
+            assert (box[:2, 1] - box[:2, 0] >= 2).all()
+            assert box[2].tolist() == [0, 1]
+            boxes[row.id, structure.name] = tuple(box.ravel())
+    assert len(set(boxes.values())) > 10
+
+
+@pytest.fixture
+def phantom_state(phantoms, tmp_path):
+    """A workspace over the phantoms without labels."""
+    settings = phantoms.settings.model_copy(update={"state": tmp_path / "state"})
+    workspace = open_workspace(phantoms.images, settings, cache_dir=phantoms.cache)
+    yield workspace
+    workspace.store.ledger.close()
+
+
+def test_without_the_search_there_is_the_box_as_given_alone(phantom_state):
+    volume = phantom_state.store.read_image("case0")
+    without = phantom_state.with_settings(modules="correct")
+    found, alone = (find_candidates(workspace, volume, "case0.png") for workspace in (phantom_state, without))
+    assert [len(of.masks) for of in found] == [2, 2]
+    assert [len(of.masks) for of in alone] == [1, 1]
+    assert dice(alone[0].masks[0], found[0].masks[0]) > 0.99
+
+
+def test_a_simulated_person_approves_with_the_truth_in_the_order_of_the_rule(module, phantom_state, phantoms):
+    store = phantom_state.store
+    for row in store.ledger.images():
+        label_map = np.full((96, 80, 1), 3, np.uint8)
+        store.save_label_map(row.id, label_map, tag="original", maker="test", affine=LPS_TO_RAS)
+    served = module("approvals").approve(phantom_state, "loss", ["case4", "case1"], GroundTruth(phantoms.labels))
+    assert next(served) == "case4"
+    assert [i for i, row in best_labels(phantom_state).items() if row.tag == "final"] == ["case4"]
+    assert list(served) == ["case1"]
+    final = store.ledger.latest_label("case4", "final")
+    assert np.array_equal(store.read_label(final), read_label_map(phantoms.labels / "case4.png").array)
+    assert "why_served" not in final.info
+    by_queue = module("approvals").approve(phantom_state, "random", [], GroundTruth(phantoms.labels))
+    assert sorted(by_queue) == sorted(f"case{n}" for n in range(10) if n not in (1, 4))
+
+
+def test_entropy_is_high_where_a_student_with_dropout_is_unsure(module, phantom_state):
+    store = phantom_state.store
+    for row in store.ledger.images():
+        store.save_label_map(row.id, np.zeros((96, 80, 1), np.uint8), tag="original", maker="test", affine=LPS_TO_RAS)
+    workspace = phantom_state.with_settings(student_steps=1)
+    cohort = load_cohort(workspace, best_labels(workspace))
+    values = module("approvals").entropies(workspace, cohort, seed=0)
+    assert values.shape == (10,)
+    # Of two structures: each at most 1/e.
+    assert (values > 0).all()
+    assert (values <= 2 / np.e).all()
+
+
+def test_the_module_queue_of_the_standard_library_is_found_beside_the_benchmark_of_that_name():
+    code = "import queue, logging.handlers; print(queue.Queue(1).maxsize)"
+    environment = {"PYTHONPATH": str(BENCHMARKS)}
+    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert (said.stdout, said.stderr) == ("1\n", "")
+
+
+@pytest.mark.slow
+def test_the_arms_of_a_small_run(module, options, tmp_path):
+    assert module("arms").main([*options, "--box-noise", "0"]) == 0
+    told = json.loads((tmp_path / "told.json").read_text(encoding="utf-8"))
+    run = told["seeds"]["0"]
+    for table in (told, run):
+        assert {"sam_only", "sam_to_student", "sam_search_to_student", "huang2023", "samcorrect", "supervised"} < set(
+            table["arms"]
+        )
+        assert set(table["ablation"]) == {
+            f"without_{name}" for name in ("search", "correct", "image_weights", "pixel_weights")
+        }
+        assert not [name for name in table["comparisons"] if "sam_only" in name]
+        assert table["arms"]["sam_only"]["is_prompted"]
+        # The same rough box for every image knows nothing of the truth.
+        assert not any(arm["prompted"] for arm in table["arms"].values())
+    best = run["arms"]["huang2023"]["chosen"]
+    rates = ("huang2023_25", "huang2023_50", "huang2023_75")
+    assert best in rates
+    assert run["arms"]["huang2023"]["dice_mean"] == max(run["arms"][name]["dice_mean"] for name in rates)
+    assert all(arm["hausdorff95_mm_mean"] is None for arm in run["arms"].values())
+    assert run["arms"]["sam_only"]["hausdorff95_px_mean"] > 0
+    assert run["ablation"]["without_correct"]["stop_reason"] is None
+    assert 0 < told["label_dice_before"] <= 1
+    assert {"label_dice_chosen", "label_dice_after", "flagged_share", "flagged_recall", "recovered"} <= set(told)
+    assert {"pseudo-label", "score", "correct", "retrain", "total"} <= set(run["wall_s"])
+    assert told["label_noise"]["0"]["samcorrect"] == pytest.approx(run["arms"]["samcorrect"]["dice_mean"])
+
+
+@pytest.mark.slow
+def test_the_simulated_person_of_a_small_run(options, tmp_path, monkeypatch):
+    plot = tmp_path / "curve.png"
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    more = [
+        "--rules",
+        "ours",
+        "loss",
+        "--approvals",
+        "0",
+        "2",
+        "40",
+        "--loop-approvals",
+        "2",
+        "--loop-rules",
+        "ours",
+        "--plot",
+        str(plot),
+    ]
+    monkeypatch.setattr(sys, "argv", ["queue.py", *options, *more])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(BENCHMARKS / "queue.py"), run_name="__main__")
+    assert ended.value.code == 0
+    told = json.loads((tmp_path / "told.json").read_text(encoding="utf-8"))
+    # There are ten images, so nobody approves forty.
+    assert {rule: set(curve) for rule, curve in told["curves"].items()} == {"ours": {"0", "2"}, "loss": {"0", "2"}}
+    assert len({curve["0"]["dice_mean"] for curve in told["curves"].values()}) == 1
+    assert set(told["full_loop"]) == {"nobody", "ours"}
+    assert told["full_loop"]["ours"]["n"] == 3
+    assert plot.read_bytes().startswith(b"\x89PNG")
