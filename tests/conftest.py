@@ -5,14 +5,17 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import requests
 from PIL import Image
@@ -23,6 +26,7 @@ from pydicom.valuerep import DSfloat
 
 from samcorrect.cli import main
 from samcorrect.lib.loop.candidates import find_candidates
+from samcorrect.lib.loop.engines import LOOPBACK_VARIABLE
 from samcorrect.lib.loop.workspace import open_workspace
 from samcorrect.lib.settings import Settings
 
@@ -277,6 +281,35 @@ def pacs(_shared_orthanc: str) -> str:
     return _shared_orthanc
 
 
+@pytest.fixture(scope="session")
+def ray_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Ray cluster of two CPUs that listens on the loopback address alone."""
+    # Not imported: Ray reads LOOPBACK_VARIABLE at its import, after the engine has set it.
+    if find_spec("ray") is None:
+        pytest.skip("Ray is not installed (extra ray)")
+    folder, log = Path(tempfile.mkdtemp(prefix="ray")), tmp_path_factory.mktemp("ray") / "log"
+    port, client_port = _free_port(), _free_port()
+    command = ["ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2"]
+    command += [f"--ray-client-server-port={client_port}", "--include-dashboard=false", "--disable-usage-stats"]
+    environment = {**os.environ, LOOPBACK_VARIABLE: "0", "RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE": "1"}
+    # Not below pytest's folder: paths of sockets are short.
+    command += [f"--temp-dir={folder}", f"--object-store-memory={80 * 2**20}"]
+    with log.open("w") as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        daemons: list[psutil.Process] = []
+        try:
+            _wait_for_port(client_port, process, log)
+            daemons = psutil.Process(process.pid).children(recursive=True)
+            yield f"127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(30)
+            _, alive = psutil.wait_procs(daemons, timeout=10)
+            for daemon in alive:
+                daemon.kill()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 @contextmanager
 def _run_orthanc(folder: Path, port: int, users: dict[str, str] | None = None) -> Iterator[str]:
     """An Orthanc that listens to this machine alone, by HTTP alone; `users` are those who may log in."""
@@ -312,10 +345,10 @@ def _free_port() -> int:
 
 
 def _wait_for_port(port: int, process: subprocess.Popen, log: Path) -> None:
-    deadline_s = time.monotonic() + 30
+    deadline_s = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < deadline_s:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.05)
-    raise AssertionError(f"Orthanc did not start:\n{log.read_text(encoding='utf-8')[-2000:]}")
+    raise AssertionError(f"it did not start:\n{log.read_text(encoding='utf-8')[-2000:]}")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 NAN = float("nan")
@@ -87,6 +88,31 @@ def test_morphology_by_hand(module):
     assert morph(square, radius_px=-1)[..., 0].sum() == 1
     assert not morph(square, radius_px=-2).any()
     assert not morph(square, radius_px=3)[..., 1].any()
+
+
+def test_the_batch_ratio_by_hand(module):
+    plain = [
+        {"n": 1, "read_s": 0.1, "encode_s": 1.0, "decode_s": 0.1, "write_s": 0.1},
+        {"n": 3, "read_s": 0.1, "encode_s": 2.0, "decode_s": 0.1, "write_s": 0.1},
+    ]
+    told = {"plain": plain, "n_candidates": 4, "runs": {"9": {"images_per_minute": 60.0}}}
+    told["one_box"] = {"images_per_minute": 120.0}
+
+    compared = module("batch").compare(told, 9, n_structures=2)
+
+    # The encoder takes (1 + 3 x 2) / 4 s, files 0.2 s, and each of 2 x 4 prompts 0.1 s.
+    assert compared["ratio"] == {"encoder once an image": 2.75, "encoder once a prompt": 15.0}
+    assert compared["plain_images_per_minute"]["encoder once a prompt"] == 4.0
+    assert compared["ratio_one_box_encoder_once_an_image"] == 4.3
+
+
+def test_copies_of_an_image_differ_in_one_pixel_each(module, make_studies, tmp_path):
+    made = module("batch").make_studies(tmp_path / "made", make_studies("a.png", "b.png"), 5)
+
+    pixels = [np.array(Image.open(path)) for path in sorted(made.iterdir())]
+    assert len({array.tobytes() for array in pixels}) == 5
+    assert (pixels[0] != pixels[2]).sum() == 2
+    assert (pixels[0] != pixels[1]).sum() > 100
 
 
 @pytest.mark.slow

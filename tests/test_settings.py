@@ -124,3 +124,27 @@ def test_parts_of_the_method_are_switched_off_by_naming_the_others():
     for wrong in ("weights", "", "search correct"):
         with pytest.raises(SettingsError, match=r"modules: .*some of search, correct, image_weights, "):
             load_settings({"modules": wrong}, environment={})
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:6379", "10.0.0.7:6379", "ray://head.ward.local:10001"])
+def test_a_ray_cluster_has_an_address(address):
+    given = {"engine": "ray", "ray_address": address, "workers": "8"}
+    assert load_settings(given, {}) == Settings(engine="ray", ray_address=address, workers=8)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (
+            {"engine": "ray", "ray_address": "head"},
+            "ray_address: .*HOST:PORT or ray://HOST:PORT is wanted.*'head'",
+        ),
+        ({"engine": "ray", "ray_address": "http://head:80/"}, "ray_address: .*is wanted"),
+        ({"ray_address": "127.0.0.1:6379"}, "ray_address: .*set the engine to ray too"),
+        ({"engine": "dask"}, "engine: .*'processes' or 'ray'.*got 'dask'"),
+        ({"workers": "257"}, "workers: .*got '257'"),
+    ],
+)
+def test_workers_that_cannot_be_had_are_refused(given, says):
+    with pytest.raises(SettingsError, match=says):
+        load_settings(given, {})

@@ -3,7 +3,7 @@
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,9 @@ COMMON_SETTINGS = (
     "modules",
     "huang_noise_rate",
 )
+
+# Of the commands that make pseudo-labels, by their options.
+WORKER_SETTINGS = {"--workers": "workers", "--engine": "engine", "--address": "ray_address"}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -64,6 +67,7 @@ def _add_loop_commands(commands: Any) -> None:
         "pseudo-label, then rounds of score, correct and retrain; resumes where it was killed",
         "samcorrect loop --studies images --protocol protocol.yaml --rounds 2 --out report",
     )
+    _add_settings(loop, WORKER_SETTINGS)
     loop.add_argument("--rounds", type=int, help="rounds of score, correct and retrain, at most (default: 2)")
     loop.add_argument("--out", type=Path, required=True, help="folder for report.html and report.json")
     loop.add_argument(
@@ -83,9 +87,14 @@ def _add_loop_commands(commands: Any) -> None:
 
 
 def _add_stage_commands(commands: Any) -> None:
-    _workspace_command(
-        commands, "pseudo-label", "label every image with SAM", "samcorrect pseudo-label --studies images"
+    pseudo_label = _workspace_command(
+        commands,
+        "pseudo-label",
+        "label every image with SAM; goes on where it was killed",
+        "samcorrect pseudo-label --studies images\n"
+        "  samcorrect pseudo-label --studies /shared/images --engine ray --address 10.0.0.7:6379",
     )
+    _add_settings(pseudo_label, WORKER_SETTINGS)
     score = _workspace_command(
         commands,
         "score",
@@ -295,7 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _settings(parsed: argparse.Namespace) -> Settings:
     from samcorrect.lib.settings import load_settings
 
-    given = {name: getattr(parsed, name, None) for name in (*COMMON_SETTINGS, "rounds")}
+    given = {name: getattr(parsed, name, None) for name in (*COMMON_SETTINGS, *WORKER_SETTINGS.values(), "rounds")}
     return load_settings(given)
 
 
@@ -318,10 +327,13 @@ def _workspace_command(
         required=needs_studies,
         help="folder of the images, or the DICOMweb URL of a PACS (then with --state)",
     )
-    for setting in COMMON_SETTINGS:
-        field = Settings.model_fields[setting]
-        parser.add_argument(f"--{setting.replace('_', '-')}", dest=setting, metavar="VALUE", help=field.description)
+    _add_settings(parser, {f"--{setting.replace('_', '-')}": setting for setting in COMMON_SETTINGS})
     return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser, options: Mapping[str, str]) -> None:
+    for option, setting in options.items():
+        parser.add_argument(option, dest=setting, metavar="VALUE", help=Settings.model_fields[setting].description)
 
 
 if __name__ == "__main__":

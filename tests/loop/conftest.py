@@ -38,10 +38,10 @@ def phantom_workspace(phantoms, tmp_path: Path):
     """A function that opens a workspace over the phantoms in a state folder of its own, under other settings."""
     opened: list[Workspace] = []
 
-    def open_with(name: str = "state", **settings: Any) -> Workspace:
+    def open_with(name: str = "state", *, cache_dir: Path = phantoms.cache, **settings: Any) -> Workspace:
         state = tmp_path / name
         changed = phantoms.settings.model_copy(update={"state": state, **settings})
-        opened.append(open_workspace(phantoms.images, changed, cache_dir=phantoms.cache))
+        opened.append(open_workspace(phantoms.images, changed, cache_dir=cache_dir))
         return opened[-1]
 
     yield open_with

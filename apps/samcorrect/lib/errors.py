@@ -70,3 +70,7 @@ class StoreError(SamCorrectError, OSError):
 
 class DependencyError(SamCorrectError, ImportError):
     """An optional package is not installed."""
+
+
+class WorkerDiedError(SamCorrectError, RuntimeError):
+    """A worker process ended in the middle of its work."""

@@ -1,6 +1,7 @@
 """The settings of samcorrect, parsed once from --conf, the command line and SAMCORRECT_* into a frozen model."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -16,11 +17,13 @@ HOST_KEYS = frozenset({"server_mode"})
 
 # A URL can hold a password, so no message shows one that is wrong.
 URL_SETTINGS = frozenset({"ledger_url", "tracking_uri"})
+RAY_ADDRESS = re.compile(r"(ray://)?[^\s:/@]+:\d{1,5}")
 
 TRAINABLE_STATES = ("approved", "corrected", "pseudo")
 # Parts of the preset samcorrect that can be switched off, to see what each is worth.
 MODULES = ("search", "correct", "image_weights", "pixel_weights")
 
+EngineName = Literal["processes", "ray"]
 PresetName = Literal["samcorrect", "huang2023"]
 StudentDims = Literal["2d", "2.5d", "3d"]
 TrackingName = Literal["none", "tensorboard", "mlflow"]
@@ -42,6 +45,21 @@ class Settings(BaseModel):
     rounds: int = Field(2, ge=1, le=20, description="rounds of score, correct and retrain, at most")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of every random choice")
     threads: int = Field(0, ge=0, le=256, description="CPU threads; 0 takes one per core")
+    workers: int = Field(
+        0,
+        ge=0,
+        le=256,
+        description="processes that prompt images; 0 takes one per CPU thread where there are images and memory enough "
+        "(on a Ray cluster one per CPU), 1 works in the process itself",
+    )
+    engine: EngineName = Field(
+        "processes",
+        description="where the workers run: processes (of this machine) or ray (a running Ray cluster, all of whose "
+        "machines have to see studies and state folder under the same paths)",
+    )
+    ray_address: str | None = Field(
+        None, description="of the Ray cluster: HOST:PORT or ray://HOST:PORT"
+    )
     sam_weights: Path | None = Field(None, description="LiteMedSAM weights file; default the packaged one")
     n_candidates: int = Field(16, ge=1, le=64, description="prompt boxes tried for each structure")
     student_steps: int = Field(400, ge=1, le=100_000, description="optimiser steps of one training")
@@ -114,6 +132,17 @@ class Settings(BaseModel):
         if uri is not None and urlsplit(uri).password is not None:
             raise ValueError("no password is wanted in it: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
         return uri
+
+    @field_validator("ray_address")
+    @classmethod
+    def _check_ray_address(cls, address: str | None, info: ValidationInfo) -> str | None:
+        if address is None:
+            return None
+        if not RAY_ADDRESS.fullmatch(address):
+            raise ValueError("HOST:PORT or ray://HOST:PORT is wanted")
+        if info.data.get("engine") == "processes":
+            raise ValueError("an address is of a Ray cluster: set the engine to ray too")
+        return address
 
     @field_validator("ledger_url")
     @classmethod

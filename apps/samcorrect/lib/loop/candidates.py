@@ -12,7 +12,7 @@ import torch
 
 from samcorrect.lib.core.boxes import box_of_mask, candidate_boxes, clip_boxes
 from samcorrect.lib.errors import ProtocolError, StoreError
-from samcorrect.lib.loop.workspace import Workspace
+from samcorrect.lib.loop.workspace import Models
 from samcorrect.lib.networks.sam import stability_scores
 from samcorrect.lib.networks.student import Student
 from samcorrect.lib.store.files import write_bytes_atomically
@@ -51,7 +51,7 @@ class Candidates:
         return self.predicted_iou * self.stability
 
 
-def prompting_student(workspace: Workspace) -> Student | None:
+def prompting_student(workspace: Models) -> Student | None:
     """The student that gives prompts; None where no structure of the protocol asks for it.
 
     Raises:
@@ -67,7 +67,7 @@ def prompting_student(workspace: Workspace) -> Student | None:
     return student
 
 
-def find_candidates(workspace: Workspace, volume: Volume, image_name: str) -> list[Candidates]:
+def find_candidates(workspace: Models, volume: Volume, image_name: str) -> list[Candidates]:
     """Candidates of every structure of the protocol, from the disk where they were made before.
 
     Args:
@@ -113,7 +113,7 @@ def find_candidates(workspace: Workspace, volume: Volume, image_name: str) -> li
 
 
 def _structure_candidates(
-    workspace: Workspace,
+    workspace: Models,
     frames: torch.Tensor,
     shape_hwd: tuple[int, int, int],
     box: np.ndarray | None,

@@ -6,8 +6,11 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +19,14 @@ import torch
 from samcorrect.lib.core.metrics import rounded
 from samcorrect.lib.core.pseudo_label import CohortShape, choose_candidate, cohort_shape, mask_shapes, merge_structures
 from samcorrect.lib.core.quality import prompt_agreement
-from samcorrect.lib.errors import ImageError, ProtocolError
+from samcorrect.lib.errors import ImageError, ProtocolError, SamCorrectError, WorkerDiedError
 from samcorrect.lib.loop.candidates import Candidates, find_candidates, prompting_student
-from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
+from samcorrect.lib.loop.workers import ImageFunction, ImageTask, MapImages, open_workers
+from samcorrect.lib.loop.workspace import Models, Progress, Workspace, no_progress
 from samcorrect.lib.store.files import write_bytes_atomically
 from samcorrect.lib.store.image_ids import log_name
 from samcorrect.lib.store.schema import TAG_ORIGINAL, ImageRow, LabelVersionRow
-from samcorrect.lib.store.volumes import Volume
+from samcorrect.lib.store.volumes import Volume, read_image
 from samcorrect.lib.transforms.frame import from_frame
 
 logger = logging.getLogger(__name__)
@@ -30,6 +34,10 @@ logger = logging.getLogger(__name__)
 MAKER = "sam:"
 COHORT_NAME = "cohort.json"
 STAGE_CANDIDATES, STAGE_CHOOSE = "SAM candidates", "pseudo-labels"
+
+
+# What is usual of each structure, where it is known.
+KnownShapes = list[CohortShape | None]
 
 
 @dataclass(frozen=True)
@@ -52,17 +60,12 @@ def pseudo_label_image(workspace: Workspace, volume: Volume, image_name: str) ->
     Raises:
         ProtocolError: There is no prompt for this image.
     """
-    candidates = find_candidates(workspace, volume, image_name)
-    chosen = choose_candidates(workspace, candidates)
-    return _assemble(workspace, volume, candidates, chosen)
+    return _label_of(workspace, volume, image_name, _load_cohort(workspace))
 
 
 def choose_candidates(workspace: Workspace, candidates: list[Candidates]) -> list[int]:
     """The candidate of each structure that the preset takes, with what is known of the cohort but no student."""
-    if workspace.settings.preset == "huang2023":
-        return [0] * len(candidates)
-    known = _load_cohort(workspace) or [None] * len(candidates)
-    return [choose_candidate(c.confidence, mask_shapes(c.masks), k) for c, k in zip(candidates, known, strict=True)]
+    return _choose(workspace, candidates, _load_cohort(workspace))
 
 
 def pseudo_label_store(
@@ -71,8 +74,10 @@ def pseudo_label_store(
     """Label every image that has no pseudo-label of this protocol, model and preset yet; each finished image is a
     checkpoint.
 
-    An image that cannot be read or prompted is quarantined with its reason, and the others go on. Those quarantined
-    before get another try where all images are asked for, since files get repaired.
+    An image that cannot be read or prompted, or that two worker processes died of, is quarantined with its reason, and
+    the others go on. Those quarantined before get another try where all images are asked for, since files get repaired.
+    Workers (settings `workers` and `engine`) share the cache on the disk; this process alone writes labels. How many
+    there are and where they run changes no label.
 
     Args:
         workspace: With a protocol.
@@ -83,7 +88,8 @@ def pseudo_label_store(
         Counts: `n_labelled`, `n_kept`, `n_quarantined`.
 
     Raises:
-        StoreError: There are no images, or the disk is full.
+        StoreError: There are no images, the disk is full, or a Ray cluster does not answer or cannot be used.
+        DependencyError: Ray is asked for and not installed.
     """
     if image_ids is None:
         workspace.store.ledger.release_from_quarantine()
@@ -93,37 +99,24 @@ def pseudo_label_store(
     recipe = _recipe(workspace)
     latest = workspace.store.ledger.latest_labels(with_rejected=True)
     todo = [row for row in rows if _is_missing(workspace, latest.get((row.id, TAG_ORIGINAL)), recipe, row)]
-    usable, shapes = [], []
-    for done, row in enumerate(todo):
-        candidates = _try_candidates(workspace, row)
-        if candidates is not None:
-            usable.append(row)
-            shapes.append([_usual_shape(c) for c in candidates])
-        progress(STAGE_CANDIDATES, done + 1, len(todo))
-    if usable and image_ids is None:
-        # With the labels made before, so that a killed pass ends as an undisturbed one.
-        _save_cohort(workspace, np.array(shapes + _shapes_of(workspace, latest, recipe)))
-    if _load_cohort(workspace) is None:
-        # Chosen without knowing its like; a pass over the whole store chooses again.
-        recipe += " alone"
-    for done, row in enumerate(usable):
-        started = time.monotonic()
-        volume = workspace.store.read_image(row.id)
-        label = pseudo_label_image(workspace, volume, row.path)
-        workspace.store.save_label_map(
-            row.id,
-            label.label_map,
-            tag=TAG_ORIGINAL,
-            maker=f"{MAKER}{workspace.sam.name}",
-            affine=volume.affine,
-            model_digest=workspace.sam.digest,
-            runtime=workspace.sam.runtime,
-            prompts=label.prompts,
-            info={**label.info, "recipe": recipe, "image_sha256": _file_sha256(workspace, row)},
-        )
-        logger.info("pseudo-label of image %s in %.2f s", log_name(row.id), time.monotonic() - started)
-        progress(STAGE_CHOOSE, done + 1, len(usable))
-    return {"n_labelled": len(usable), "n_kept": len(rows) - len(todo), "n_quarantined": len(todo) - len(usable)}
+    shapes: dict[str, np.ndarray] = {}
+    n_labelled = 0
+    with open_workers(workspace, len(todo)) if todo else nullcontext() as map_images:
+        for image_id, found in _made(workspace, todo, map_images, _usual_shapes, STAGE_CANDIDATES, progress):
+            shapes[image_id] = found
+        if shapes and image_ids is None:
+            # With the labels made before, so that a killed pass ends as an undisturbed one.
+            _save_cohort(workspace, np.array([*shapes.values(), *_shapes_of(workspace, latest, recipe)]))
+        cohort = _load_cohort(workspace)
+        if cohort is None:
+            # Chosen without knowing its like; a pass over the whole store chooses again.
+            recipe += " alone"
+        usable = [row for row in todo if row.id in shapes]
+        make = partial(_make_label, cohort=cohort)
+        for image_id, made in _made(workspace, usable, map_images, make, STAGE_CHOOSE, progress):
+            _save_label(workspace, image_id, made, recipe)
+            n_labelled += 1
+    return {"n_labelled": n_labelled, "n_kept": len(rows) - len(todo), "n_quarantined": len(todo) - n_labelled}
 
 
 def masks_to_grid(masks: np.ndarray, shape_hw: tuple[int, int]) -> np.ndarray:
@@ -137,25 +130,99 @@ def _is_missing(workspace: Workspace, label: LabelVersionRow | None, recipe: str
     """
     if label is None or not label.maker.startswith(MAKER):
         return label is None or label.is_rejected
-    return label.info["recipe"] != recipe or label.info["image_sha256"] != _file_sha256(workspace, row)
+    return label.info["recipe"] != recipe or label.info["image_sha256"] != _file_sha256(workspace.store.image_path(row))
 
 
-def _file_sha256(workspace: Workspace, row: ImageRow) -> str:
-    return hashlib.sha256(workspace.store.image_path(row).read_bytes()).hexdigest()
+def _file_sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _try_candidates(workspace: Workspace, row: ImageRow) -> list[Candidates] | None:
-    try:
-        volume = workspace.store.read_image(row.id)
-        return find_candidates(workspace, volume, row.path)
-    except (ImageError, ProtocolError) as error:
-        workspace.store.ledger.quarantine(row.id, str(error))
-        logger.warning("image %s is quarantined: %s", log_name(row.id), type(error).__name__)
-        return None
+def _made(
+    workspace: Workspace,
+    rows: Sequence[ImageRow],
+    map_images: MapImages,
+    function: ImageFunction,
+    stage: str,
+    progress: Progress,
+) -> Iterator[tuple[str, Any]]:
+    """Image id and what `function` makes of it; an image of which it makes nothing is quarantined with the reason."""
+    n_done = 0
+
+    def tasks() -> Iterator[ImageTask]:
+        nonlocal n_done
+        for row in rows:
+            try:
+                yield ImageTask(row.id, row.path, workspace.store.image_path(row).absolute())
+            except ImageError as error:
+                _set_aside(workspace, row.id, error)
+                n_done += 1
+                progress(stage, n_done, len(rows))
+
+    for task, result in map_images(function, tasks()) if rows else ():
+        if isinstance(result, ImageError | ProtocolError | WorkerDiedError):
+            _set_aside(workspace, task.image_id, result)
+        elif isinstance(result, SamCorrectError):
+            raise result
+        else:
+            yield task.image_id, result
+        n_done += 1
+        progress(stage, n_done, len(rows))
 
 
-def _assemble(workspace: Workspace, volume: Volume, candidates: list[Candidates], chosen: list[int]) -> PseudoLabel:
-    protocol = workspace.require_protocol()
+def _set_aside(workspace: Workspace, image_id: str, error: SamCorrectError) -> None:
+    workspace.store.ledger.quarantine(image_id, str(error))
+    logger.warning("image %s is quarantined: %s", log_name(image_id), type(error).__name__)
+
+
+def _usual_shapes(models: Models, task: ImageTask) -> np.ndarray:
+    """(K, 3) `_usual_shape` of each structure; the candidates are on the disk afterwards."""
+    return np.array([_usual_shape(c) for c in find_candidates(models, read_image(task.file), task.name)])
+
+
+@dataclass(frozen=True)
+class _Made:
+    label: PseudoLabel
+    affine: np.ndarray
+    image_sha256: str
+    seconds: float
+
+
+def _make_label(models: Models, task: ImageTask, *, cohort: KnownShapes | None) -> _Made:
+    started = time.monotonic()
+    volume = read_image(task.file)
+    label = _label_of(models, volume, task.name, cohort)
+    return _Made(label, volume.affine, _file_sha256(task.file), time.monotonic() - started)
+
+
+def _save_label(workspace: Workspace, image_id: str, made: _Made, recipe: str) -> None:
+    workspace.store.save_label_map(
+        image_id,
+        made.label.label_map,
+        tag=TAG_ORIGINAL,
+        maker=f"{MAKER}{workspace.sam.name}",
+        affine=made.affine,
+        model_digest=workspace.sam.digest,
+        runtime=workspace.sam.runtime,
+        prompts=made.label.prompts,
+        info={**made.label.info, "recipe": recipe, "image_sha256": made.image_sha256},
+    )
+    logger.info("pseudo-label of image %s in %.2f s", log_name(image_id), made.seconds)
+
+
+def _label_of(models: Models, volume: Volume, image_name: str, cohort: KnownShapes | None) -> PseudoLabel:
+    candidates = find_candidates(models, volume, image_name)
+    return _assemble(models, volume, candidates, _choose(models, candidates, cohort))
+
+
+def _choose(models: Models, candidates: list[Candidates], cohort: KnownShapes | None) -> list[int]:
+    if models.settings.preset == "huang2023":
+        return [0] * len(candidates)
+    known = cohort or [None] * len(candidates)
+    return [choose_candidate(c.confidence, mask_shapes(c.masks), k) for c, k in zip(candidates, known, strict=True)]
+
+
+def _assemble(models: Models, volume: Volume, candidates: list[Candidates], chosen: list[int]) -> PseudoLabel:
+    protocol = models.require_protocol()
     soft, prompts, structures = [], {}, {}
     for structure, found, number in zip(protocol.structures, candidates, chosen, strict=True):
         soft.append(masks_to_grid(found.masks[number], volume.array.shape[:2]))
@@ -217,7 +284,7 @@ def _save_cohort(workspace: Workspace, shapes: np.ndarray) -> None:
     write_bytes_atomically(workspace.store.state_dir / COHORT_NAME, json.dumps(document, indent=1).encode())
 
 
-def _load_cohort(workspace: Workspace) -> list[CohortShape | None] | None:
+def _load_cohort(workspace: Workspace) -> KnownShapes | None:
     path = workspace.store.state_dir / COHORT_NAME
     if not path.is_file():
         return None

@@ -39,11 +39,10 @@ def log_progress(stage: str, done: int, total: int) -> None:
         logger.info("%s: %d of %d", stage, done, total)
 
 
-class Workspace:
-    """Store, protocol, settings and lazily loaded models.
+class Models:
+    """The settings and the lazily loaded models: what it takes to prompt an image that has been read.
 
     Attributes:
-        store: Images and labels.
         protocol: What to segment; None where none was given.
         settings: The settings.
         cache_dir: What can be made anew: SAM's embeddings and candidate masks.
@@ -51,14 +50,55 @@ class Workspace:
     """
 
     def __init__(
-        self, store: LabelStore, protocol: Protocol | None, settings: Settings, *, cache_dir: Path | None = None
+        self, protocol: Protocol | None, settings: Settings, cache_dir: Path, *, student_path: Path | None = None
     ):
-        self.store = store
+        """Load nothing yet; `student_path` is the promoted student's file."""
         self.protocol = protocol
         self.settings = settings
-        self.cache_dir = cache_dir or store.state_dir / "cache"
+        self.cache_dir = cache_dir
         self.embeddings = EmbeddingCache(self.cache_dir / "embeddings")
-        self._students: dict[str, Student] = {}
+        self._student_path = student_path
+        self._students: dict[Path, Student] = {}
+
+    def require_protocol(self) -> Protocol:
+        """The protocol. Raises ProtocolError where there is none."""
+        if self.protocol is None:
+            raise ProtocolError("no protocol: give --protocol FILE or --conf protocol FILE")
+        return self.protocol
+
+    @cached_property
+    def sam(self) -> SamModel:
+        """The promptable model, loaded at its first use."""
+        return load_sam(self.settings.sam_weights)
+
+    def student(self) -> Student | None:
+        """The promoted student, or None before the first promotion."""
+        path = self.student_path()
+        return None if path is None else self._load_student(path)
+
+    def student_path(self) -> Path | None:
+        """The file of the promoted student, or None before the first promotion."""
+        return self._student_path
+
+    def _load_student(self, path: Path) -> Student:
+        if path not in self._students:
+            self._students = {path: load_student(path)}
+        return self._students[path]
+
+
+class Workspace(Models):
+    """Store, protocol, settings and lazily loaded models.
+
+    Attributes:
+        store: Images and labels.
+    """
+
+    def __init__(
+        self, store: LabelStore, protocol: Protocol | None, settings: Settings, *, cache_dir: Path | None = None
+    ):
+        """Work on `store`; `cache_dir` is below its state folder by default."""
+        super().__init__(protocol, settings, cache_dir or store.state_dir / "cache")
+        self.store = store
 
     def require_protocol(self) -> Protocol:
         """The protocol. Raises ProtocolError, saying where to put one, where there is none."""
@@ -69,28 +109,19 @@ class Workspace:
             )
         return self.protocol
 
-    @cached_property
-    def sam(self) -> SamModel:
-        """The promptable model, loaded at its first use."""
-        return load_sam(self.settings.sam_weights)
-
     def with_settings(self, **changes: object) -> "Workspace":
         """The same store, protocol and caches under other settings."""
         settings = load_settings({**self.settings.model_dump(), **changes}, environment={})
         return Workspace(self.store, self.protocol, settings, cache_dir=self.cache_dir)
 
-    def student(self) -> Student | None:
-        """The promoted student, or None before the first promotion."""
+    def student_path(self) -> Path | None:
+        """The file of the promoted student, or None before the first promotion."""
         row = self.store.ledger.promoted_model()
-        return None if row is None else self.load_student(row)
+        return None if row is None else self.store.state_dir / row.path
 
     def load_student(self, row: ModelRow) -> Student:
         """A student of the ledger; the last one used stays loaded."""
-        student = self._students.get(row.digest)
-        if student is None:
-            student = load_student(self.store.state_dir / row.path)
-            self._students = {row.digest: student}
-        return student
+        return self._load_student(self.store.state_dir / row.path)
 
 
 def count_cores() -> int:
