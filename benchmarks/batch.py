@@ -33,9 +33,11 @@ from PIL import Image
 
 from samcorrect.lib.core.boxes import candidate_boxes
 from samcorrect.lib.loop.workspace import count_cores
-from samcorrect.lib.networks.sam import SIDE_PX, load_sam
+from samcorrect.lib.networks.runtimes import choose_runtime
 from samcorrect.lib.protocol import Protocol, load_protocol
 
+# Of LiteMedSAM's frame.
+SIDE_PX = 256
 LOOK_EVERY_S = 0.2
 # Shares of --n at which memory is looked at.
 SHARES = (0.1, 1 / 3, 1.0)
@@ -212,7 +214,12 @@ def machine() -> dict[str, Any]:
     """What was measured on."""
     names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     cpu = names[0].split(":", 1)[1].strip() if names else platform.processor()
-    return {"cpu": cpu, "cores": count_cores(), "torch": torch.__version__, "runtime": load_sam().runtime}
+    return {
+        "cpu": cpu,
+        "cores": count_cores(),
+        "torch": torch.__version__,
+        "runtime": choose_runtime(os.environ.get("SAMCORRECT_SAM_RUNTIME", "auto")),
+    }
 
 
 def _say(*words: object) -> None:

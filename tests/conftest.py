@@ -2,15 +2,18 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,6 +31,7 @@ from samcorrect.cli import main
 from samcorrect.lib.loop.candidates import find_candidates
 from samcorrect.lib.loop.engines import LOOPBACK_VARIABLE
 from samcorrect.lib.loop.workspace import open_workspace
+from samcorrect.lib.networks.runtimes import has_fast_bf16
 from samcorrect.lib.settings import Settings
 
 ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4.1"
@@ -100,7 +104,17 @@ structures:
   - {name: left blob, index: 3, prompt: {source: box, xyxy: [0.52, 0.10, 0.98, 0.92]}}
 """
 N_PHANTOMS, N_TEST_PHANTOMS = 10, 3
-PHANTOM_SETTINGS = {"threads": 1, "n_candidates": 2, "student_steps": 60, "student_side_px": 32, "rounds": 1}
+# OpenVINO is tested where it belongs; everywhere else each state folder would export the encoder anew.
+TORCH_RUNTIME = f"torch-{'bf16' if has_fast_bf16() else 'fp32'}"
+os.environ["SAMCORRECT_SAM_RUNTIME"] = TORCH_RUNTIME
+PHANTOM_SETTINGS = {
+    "sam_runtime": TORCH_RUNTIME,
+    "threads": 1,
+    "n_candidates": 2,
+    "student_steps": 60,
+    "student_side_px": 32,
+    "rounds": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -178,6 +192,55 @@ def new_state(phantoms: Phantoms, tmp_path_factory: pytest.TempPathFactory) -> C
         return folder
 
     return make
+
+
+class WeightsServer(ThreadingHTTPServer):
+    """A file behind HTTP on 127.0.0.1, under every path; the ranges that were asked for, one entry a request.
+
+    It gives ranges or not, and hangs up after `cut_after` bytes of a reply.
+    """
+
+    def __init__(self, content: bytes, *, has_ranges: bool = True, cut_after: int | None = None):
+        super().__init__(("127.0.0.1", 0), _WeightsHandler)
+        self.content, self.has_ranges, self.cut_after = content, has_ranges, cut_after
+        self.ranges: list[str | None] = []
+        self.url = f"http://127.0.0.1:{self.server_port}/weights.pth"
+
+
+class _WeightsHandler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        asked = self.headers["Range"]
+        self.server.ranges.append(asked)
+        start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and self.server.has_ranges else 0
+        body = self.server.content[start:]
+        if start and not body:
+            self.send_error(416)
+            return
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: self.server.cut_after])
+
+    def log_message(self, *_arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def weights_server() -> Callable[..., AbstractContextManager[WeightsServer]]:
+    """A function that serves a file's content as a context; see `WeightsServer` for the kinds."""
+
+    @contextmanager
+    def serve(content: bytes, **kind: object) -> Iterator[WeightsServer]:
+        with WeightsServer(content, **kind) as server:
+            thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+            thread.start()
+            try:
+                yield server
+            finally:
+                server.shutdown()
+                thread.join()
+
+    return serve
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from samcorrect.cli import build_parser, main
-from samcorrect.lib.networks.sam import WEIGHTS_SHA256
+from samcorrect.lib.networks.registry import CATALOGUE
 from samcorrect.lib.store.labels import LabelStore
 from samcorrect.lib.store.sources import open_studies
 from samcorrect.lib.store.volumes import LPS_TO_RAS
@@ -148,11 +148,11 @@ def test_other_weights_are_refused_with_both_hashes(run, studies, tmp_path, monk
     assert code == 1
     # printf other | sha256sum
     assert "d9298a10d1b0735837dc4bd85dac641b0f3cef27a47e5d53a54f2f3f5b2fcffa" in said
-    assert WEIGHTS_SHA256 in said
+    assert CATALOGUE["lite_medsam"].sha256 in said
     monkeypatch.setenv("SAMCORRECT_SAM_WEIGHTS", str(tmp_path / "gone.pth"))
     code, _, said = run("pseudo-label", "--studies", studies)
     assert code == 1
-    assert f"no weights file at {tmp_path}/gone.pth" in said
+    assert f"no weights file of lite_medsam at {tmp_path}/gone.pth" in said
 
 
 def test_test_images_need_ground_truth(run, phantoms, tmp_path):
@@ -321,7 +321,7 @@ def test_the_doctor_finds_nothing_or_says_what_is_missing(run, studies, tmp_path
     assert code == 1
     checks = {check["name"]: check for check in json.loads(told)}
     assert not checks["SAM weights"]["is_ok"]
-    assert f"no weights file at {tmp_path}/gone.pth" in checks["SAM weights"]["message"]
+    assert f"no weights file of lite_medsam at {tmp_path}/gone.pth" in checks["SAM weights"]["message"]
     assert checks["host"]["is_ok"]
 
 

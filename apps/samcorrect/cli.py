@@ -20,6 +20,8 @@ COMMON_SETTINGS = (
     "preset",
     "seed",
     "threads",
+    "sam_model",
+    "sam_runtime",
     "n_candidates",
     "student_steps",
     "student_side_px",
@@ -162,12 +164,16 @@ def _add_model_commands(commands: Any) -> None:
     models = _command(
         commands,
         "models",
-        "list students, decide which one is used, and move them in and out",
-        "samcorrect models promote 3fa9c1 --by 'Dr. Who' --studies images",
+        "students: list them, decide which one is used, move them in and out; SAM models: list, add, verify",
+        "samcorrect models promote 3fa9c1 --by 'Dr. Who' --studies images\n"
+        "  samcorrect models add sam_vit_b --studies images",
     )
     actions = models.add_subparsers(dest="action", required=True, metavar="ACTION")
     _workspace_command(
-        actions, "list", "list students with what the gate said", "samcorrect models list --studies images"
+        actions,
+        "list",
+        "list students with what the gate said, and SAM models",
+        "samcorrect models list --studies images",
     )
     promote = _workspace_command(
         actions,
@@ -202,6 +208,28 @@ def _add_model_commands(commands: Any) -> None:
     export.add_argument("--format", default="bundle", help="bundle (of MONAI) or onnx (default: %(default)s)")
     export.add_argument("--out", type=Path, required=True, help="a new folder, or for onnx a new file")
     export.add_argument("--overwrite", action="store_true", help="replace an earlier export at --out")
+    _add_sam_commands(actions)
+
+
+def _add_sam_commands(actions: Any) -> None:
+    add = _workspace_command(
+        actions,
+        "add",
+        "bring the weights of a SAM model, from its publisher or from a file",
+        "samcorrect models add sam_vit_b --studies images\n"
+        "  samcorrect models add ours --architecture vit_b --weights ours.pth --licence MIT --studies images",
+    )
+    add.add_argument("name", help="of the list that `samcorrect models list` shows, or a new one")
+    add.add_argument("--architecture", help="of a model that is not in the list: lite_medsam, vit_b, ...")
+    add.add_argument("--weights", metavar="FILE|URL", help="a URL is fetched now and never again")
+    add.add_argument("--sha256", help="what the weights file must have; needed for a URL")
+    add.add_argument("--licence", help="under which the weights may be used")
+    _workspace_command(
+        actions,
+        "verify",
+        "hash and load the weights of every SAM model that is here",
+        "samcorrect models verify --studies images",
+    )
 
 
 def _add_history_commands(commands: Any) -> None:

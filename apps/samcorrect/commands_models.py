@@ -1,4 +1,4 @@
-"""`samcorrect models`: which students there are, which one is used, and how they come and go."""
+"""`samcorrect models`: which students and SAM models there are, which are used, and how they come and go."""
 
 import argparse
 import sys
@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from samcorrect import commands_sam
 from samcorrect.console import print_table, shown
 from samcorrect.lib.loop import workspace as ws
 from samcorrect.lib.loop.models import export_model, import_model, promote_model, roll_back_model
@@ -24,21 +25,23 @@ SHORT_DIGEST = 12
 
 def run(parsed: argparse.Namespace, settings: Settings) -> int:
     """Run `samcorrect models ACTION`; returns the exit code."""
-    actions: dict[str, Callable[[argparse.Namespace, ws.Workspace], None]] = {
+    actions: dict[str, Callable[[argparse.Namespace, ws.Workspace], int | None]] = {
         "list": _list,
         "promote": _promote,
         "rollback": _rollback,
         "import": _import,
         "export": _export,
+        "add": commands_sam.add,
+        "verify": commands_sam.verify,
     }
-    actions[parsed.action](parsed, ws.open_workspace(parsed.studies, settings))
-    return 0
+    return actions[parsed.action](parsed, ws.open_workspace(parsed.studies, settings)) or 0
 
 
 def _list(_parsed: argparse.Namespace, workspace: ws.Workspace) -> None:
     console = Console(width=None if sys.stdout.isatty() else WIDE)
     rows = workspace.store.ledger.models()
     console.print(_student_table(rows) if rows else "no student was trained or imported yet: samcorrect train")
+    commands_sam.list_models(workspace)
 
 
 def _student_table(rows: list[ModelRow]) -> Table:

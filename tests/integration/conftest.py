@@ -26,7 +26,14 @@ structures:
   - {{name: disc, index: {DISC}, prompt: {{source: box, xyxy: [0.10, 0.15, 0.58, 0.80]}}}}
   - {{name: bar, index: {BAR}, prompt: {{source: box, xyxy: [0.66, 0.10, 0.92, 0.90]}}}}
 """
-CONF = {"student_steps": 4, "student_side_px": 64, "n_candidates": 2, "threads": 2, "audit_share": 0}
+CONF = {
+    "sam_runtime": os.environ["SAMCORRECT_SAM_RUNTIME"],
+    "student_steps": 4,
+    "student_side_px": 64,
+    "n_candidates": 2,
+    "threads": 2,
+    "audit_share": 0,
+}
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,12 @@
-"""The packaged LiteMedSAM, loaded once, on one thread."""
+"""The packaged LiteMedSAM in fp32, loaded once, on one thread."""
 
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from samcorrect.lib.networks.sam import SamModel, load_sam
+from samcorrect.lib.networks.registry import CATALOGUE, DEFAULT_MODEL, load_model
+from samcorrect.lib.networks.sam import SamModel
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -18,4 +19,4 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def sam() -> SamModel:
-    return load_sam()
+    return load_model(CATALOGUE[DEFAULT_MODEL], runtime="torch-fp32")

@@ -1,14 +1,20 @@
 """The cache gives what was encoded, once, and never what was torn or belongs to another model."""
 
+import multiprocessing
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from samcorrect.lib.networks.architectures import ARCHITECTURES
 from samcorrect.lib.networks.embedding_cache import EmbeddingCache
-from samcorrect.lib.networks.sam import SIDE_PX, SamModel
+from samcorrect.lib.networks.sam import SamModel
+
+SIDE_PX = 256
 
 # float16 (256, 64, 64) and the .npy header of 128 bytes.
 FILE_BYTES = 256 * 64 * 64 * 2 + 128
@@ -25,17 +31,28 @@ class _Encoder(nn.Module):
     def prompt_encoder(self) -> "_Encoder":
         return self
 
+    @property
+    def mask_decoder(self) -> "_Encoder":
+        return self
+
+    @property
+    def transformer(self) -> "_Encoder":
+        return self
+
     def get_dense_pe(self) -> torch.Tensor:
-        return torch.zeros(1)
+        return torch.zeros(1, 1, 1, 1)
 
     def image_encoder(self, pixels: torch.Tensor) -> torch.Tensor:
         self.n_encoded += 1
         return nn.functional.avg_pool2d(pixels[:, :1], 4).expand(1, 256, -1, -1)
 
 
-def small_model(*, digest: str = "a" * 64, use_bf16: bool = False) -> tuple[SamModel, _Encoder]:
+def small_model(
+    *, digest: str = "a" * 64, runtime: str = "torch-fp32", architecture: str = "lite_medsam"
+) -> tuple[SamModel, _Encoder]:
     network = _Encoder()
-    return SamModel(network, digest, use_bf16=use_bf16), network
+    model = SamModel(network, ARCHITECTURES[architecture], name="small", digest=digest, runtime=runtime)
+    return model, network
 
 
 def frame_of(seed: int) -> torch.Tensor:
@@ -83,7 +100,11 @@ def test_a_transposed_frame_is_another_frame(tmp_path):
     assert torch.equal(straight, turned.transpose(1, 2))
 
 
-@pytest.mark.parametrize("other", [{"digest": "b" * 64}, {"use_bf16": True}], ids=["weights", "runtime"])
+@pytest.mark.parametrize(
+    "other",
+    [{"digest": "b" * 64}, {"runtime": "torch-bf16"}, {"architecture": "mobile_sam"}],
+    ids=["weights", "runtime", "preprocessing"],
+)
 def test_another_model_has_its_own_embedding(tmp_path, other):
     cache = EmbeddingCache(tmp_path)
     (model, network), (other_model, other_network) = small_model(), small_model(**other)
@@ -167,3 +188,76 @@ def test_a_folder_that_cannot_be_written_costs_time_and_is_told_once(tmp_path, c
     assert network.n_encoded == 3
     (told,) = caplog.messages
     assert told.startswith(f"embeddings are not kept in {blocked}: ")
+
+
+class _SlowEncoder(_Encoder):
+    """So slow that all threads of a test ask before the first has an answer."""
+
+    def image_encoder(self, pixels: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.1)
+        return super().image_encoder(pixels)
+
+
+def test_threads_that_ask_for_one_slice_encode_it_once(tmp_path):
+    network = _SlowEncoder()
+    model = SamModel(network, ARCHITECTURES["lite_medsam"], name="small", digest="a" * 64, runtime="torch-fp32")
+    cache = EmbeddingCache(tmp_path)
+    frames = [frame_of(seed) for seed in range(3)]
+
+    with ThreadPoolExecutor(12) as pool:
+        found = list(pool.map(lambda number: cache.embedding(model, frames[number % 3]), range(12)))
+
+    assert network.n_encoded == 3
+    assert all(torch.equal(found[n], found[n % 3]) for n in range(12))
+
+
+def test_processes_share_a_small_cache(tmp_path):
+    """Three processes that evict each other's files give right embeddings and keep the size near the cap."""
+    # Forked: to import torch in each would take longer than all they do.
+    fork = multiprocessing.get_context("fork")
+    workers = [fork.Process(target=work, args=(tmp_path, number)) for number in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    everything = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.stat().st_size for path in everything} == {FILE_BYTES}
+    assert len(everything) <= 6
+
+
+def work(folder: Path, number: int) -> None:
+    """What each process of the test above does: the same eight slices from another start, in a cache for four."""
+    cache, (model, network) = EmbeddingCache(folder, max_bytes=4 * FILE_BYTES), small_model()
+    for seed in [(3 * number + n) % 8 for n in range(24)]:
+        assert torch.equal(cache.embedding(model, frame_of(seed)), model.encode(frame_of(seed)))
+    assert network.n_encoded >= 24
+
+
+def test_the_folder_is_not_walked_at_every_slice(tmp_path, monkeypatch):
+    walks = []
+    walk = EmbeddingCache._files
+    monkeypatch.setattr(EmbeddingCache, "_files", lambda cache: walks.append(1) or walk(cache))
+    # A twentieth of the cap is ten files and a half: the first slice is walked for, then the eleventh after it.
+    cache, (model, _) = EmbeddingCache(tmp_path, max_bytes=210 * FILE_BYTES), small_model()
+
+    n_walks = []
+    for seed in range(13):
+        cache.embedding(model, frame_of(seed))
+        n_walks.append(len(walks))
+
+    assert n_walks == [1] * 11 + [2] * 2
+
+
+def test_a_cache_that_can_only_be_read_is_read(tmp_path, monkeypatch):
+    cache, (model, network) = EmbeddingCache(tmp_path), small_model()
+    cache.embedding(model, frame_of(0))
+
+    def refuse(*_arguments: object) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    cache.embedding(model, frame_of(0))
+
+    assert network.n_encoded == 1

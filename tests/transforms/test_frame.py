@@ -41,6 +41,12 @@ def test_a_slice_of_the_side_of_the_frame_is_not_changed(rng):
     assert np.allclose(from_frame(frame, (16, 9)).numpy(), array.transpose(2, 0, 1), atol=1e-6)
 
 
+@pytest.mark.parametrize("shape_hw", [(512, 341), (7, 3000), (333, 334)])
+def test_a_mask_of_256_px_lies_exactly_over_a_frame_of_1024(shape_hw):
+    """341 of 512 are 682 of 1024 pixels, and 170.5 of 256: a mask of 170 would be stretched."""
+    assert content_size(shape_hw, 1024) == tuple(4 * n for n in content_size(shape_hw, 256))
+
+
 @pytest.mark.parametrize(
     ("shape_hw", "side_px", "size"),
     [

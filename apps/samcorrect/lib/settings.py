@@ -27,6 +27,7 @@ EngineName = Literal["processes", "ray"]
 PresetName = Literal["samcorrect", "huang2023"]
 StudentDims = Literal["2d", "2.5d", "3d"]
 TrackingName = Literal["none", "tensorboard", "mlflow"]
+SamRuntime = Literal["auto", "torch-fp32", "torch-bf16", "openvino-fp32", "openvino-bf16", "onnx-fp32", "cuda"]
 
 
 class Settings(BaseModel):
@@ -57,10 +58,11 @@ class Settings(BaseModel):
         description="where the workers run: processes (of this machine) or ray (a running Ray cluster, all of whose "
         "machines have to see studies and state folder under the same paths)",
     )
-    ray_address: str | None = Field(
-        None, description="of the Ray cluster: HOST:PORT or ray://HOST:PORT"
-    )
-    sam_weights: Path | None = Field(None, description="LiteMedSAM weights file; default the packaged one")
+    ray_address: str | None = Field(None, description="of the Ray cluster: HOST:PORT or ray://HOST:PORT")
+    sam_model: str = Field("lite_medsam", description="SAM model, one that `samcorrect models list` shows")
+    sam_weights: Path | None = Field(None, description="weights file of sam_model; default where it was brought to")
+    sam_runtime: SamRuntime = Field("auto", description="how SAM's encoder runs; auto takes the fastest installed")
+    embedding_cache_mb: int = Field(4096, ge=1, le=2**30, description="size of the cache of SAM's embeddings, in MiB")
     n_candidates: int = Field(16, ge=1, le=64, description="prompt boxes tried for each structure")
     student_steps: int = Field(400, ge=1, le=100_000, description="optimiser steps of one training")
     student_batch_size: int = Field(8, ge=1, le=256, description="slices in a training batch")

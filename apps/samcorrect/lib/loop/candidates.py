@@ -22,7 +22,7 @@ from samcorrect.lib.transforms.frame import boxes_to_frame, normalise_intensity,
 logger = logging.getLogger(__name__)
 
 # Raised whenever prompts or preprocessing change, so that candidates of another release are not taken for ours.
-CANDIDATES_FORMAT = 1
+CANDIDATES_FORMAT = 2
 # The box around a neighbouring slice's mask is widened by this share of its size, since structures grow and shrink.
 NEIGHBOUR_MARGIN = 0.10
 # SAM's own masks have logits of about this size well inside and outside of an object.
@@ -34,7 +34,8 @@ class Candidates:
     """The masks that SAM gave for the prompts of one structure in one image.
 
     Attributes:
-        masks: (K, D, side, side) bool in SAM's frame; slices outside the box are empty. Number 0 is the box as given.
+        masks: (K, D, mask_px, mask_px) bool over SAM's frame; slices outside the box are empty. Number 0 is the
+            box as given.
         predicted_iou: (K,) mean over the prompted slices, in [0, 1].
         stability: (K,) likewise.
         boxes: (K, 4) boxes in the middle slice, in voxels.
@@ -92,7 +93,7 @@ def find_candidates(workspace: Models, volume: Volume, image_name: str) -> list[
     ]
     key.update(f"{parts} {student.digest if student else ''}".encode())
     jitter_seed = int(key.hexdigest()[:8], 16)
-    key.update(str(CANDIDATES_FORMAT).encode())
+    key.update(f"{CANDIDATES_FORMAT} {sam.embedding_identity}".encode())
     path = workspace.cache_dir / "candidates" / f"{key.hexdigest()}.npz"
     known = _load(path, len(protocol.structures))
     if known is not None:
@@ -105,7 +106,7 @@ def find_candidates(workspace: Models, volume: Volume, image_name: str) -> list[
         hint = None
         if box is None:
             mask = student_label == structure.index
-            box, hint = box_of_mask(mask), to_frame(mask.astype(np.float32), sam.side_px)
+            box, hint = box_of_mask(mask), to_frame(mask.astype(np.float32), sam.mask_px)
         rng = np.random.default_rng([settings.seed, number, jitter_seed])
         found.append(_structure_candidates(workspace, frames, volume.array.shape, box, hint, rng))
     _save(path, found)
@@ -122,10 +123,10 @@ def _structure_candidates(
 ) -> Candidates:
     """Prompt the middle slice of a box, then outwards by the boxes of the neighbouring masks.
 
-    With a hint (a soft mask in SAM's frame) candidate 0 is prompted by its box and the hint together.
+    With a hint (a soft mask over SAM's frame, `mask_px` wide) candidate 0 is prompted by its box and the hint together.
     """
     n_candidates, side, n_slices = workspace.settings.n_prompts, workspace.sam.side_px, shape_hwd[2]
-    masks = np.zeros((n_candidates, n_slices, side, side), bool)
+    masks = np.zeros((n_candidates, n_slices, workspace.sam.mask_px, workspace.sam.mask_px), bool)
     if box is None:
         return Candidates(masks, np.zeros(n_candidates), np.zeros(n_candidates), np.zeros((n_candidates, 4)))
     boxes = candidate_boxes(box[:2], shape_hwd[:2], n_candidates=n_candidates, rng=rng)
@@ -137,7 +138,7 @@ def _structure_candidates(
         for slice_index in order:
             prompts, is_prompted = boxes, np.ones(n_candidates, bool)
             if slice_index != middle:
-                prompts, is_prompted = _boxes_of_neighbours(masks[:, slice_index - step], boxes, shape_hwd[:2], side)
+                prompts, is_prompted = _boxes_of_neighbours(masks[:, slice_index - step], boxes, shape_hwd[:2])
             if not is_prompted.any():
                 break
             embedding = workspace.embeddings.embedding(workspace.sam, frames[slice_index])
@@ -157,10 +158,10 @@ def _structure_candidates(
 
 
 def _boxes_of_neighbours(
-    neighbours: np.ndarray, limits: np.ndarray, shape_hw: tuple[int, int], side: int
+    neighbours: np.ndarray, limits: np.ndarray, shape_hw: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Boxes for the next slice from the masks (K, side, side) beside it, kept inside each candidate's own box."""
-    scale = max(shape_hw) / side
+    scale = max(shape_hw) / neighbours.shape[-1]
     boxes, is_prompted = limits.copy(), np.zeros(len(neighbours), bool)
     for number, mask in enumerate(neighbours):
         box = box_of_mask(mask)

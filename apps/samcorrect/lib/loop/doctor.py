@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from samcorrect.lib.errors import ProtocolError, SamCorrectError, SettingsError, StoreError
+from samcorrect.lib.loop.sam_models import configured_model
 from samcorrect.lib.loop.workspace import PROTOCOL_NAME, count_cores, open_workspace, protocol_path
-from samcorrect.lib.networks.sam import has_fast_bf16, load_sam
+from samcorrect.lib.networks.registry import load_model
+from samcorrect.lib.networks.runtimes import has_fast_bf16
 from samcorrect.lib.protocol import load_protocol
 from samcorrect.lib.settings import Settings
 from samcorrect.lib.store.schema import PACS_PENDING, PACS_REFUSED
@@ -35,7 +37,7 @@ def check_installation(settings: Settings, studies: str | None) -> list[Check]:
     checks: list[tuple[str, Callable[[], str]]] = [
         ("python", lambda: sys.version.split()[0]),
         ("host", _check_host),
-        ("SAM weights", lambda: f"LiteMedSAM, SHA-256 {load_sam(settings.sam_weights).digest[:12]}..., loads"),
+        ("SAM weights", lambda: _check_sam(studies, settings)),
         ("processor", _check_processor),
     ]
     if studies is not None:
@@ -63,6 +65,12 @@ def _check_host() -> str:
             f"pydicom {pydicom} stops monailabel {version} from starting; pip install 'pydicom>=2.4.4,<3'"
         )
     return f"monailabel {version}, pydicom {pydicom}"
+
+
+def _check_sam(studies: str | None, settings: Settings) -> str:
+    state_dir = settings.state if studies is None else open_studies(studies, settings.state)[1]
+    sam = load_model(configured_model(settings, state_dir), runtime=settings.sam_runtime)
+    return f"{sam.name}, SHA-256 {sam.digest[:12]}..., loads; runs as {sam.runtime}"
 
 
 def _check_processor() -> str:

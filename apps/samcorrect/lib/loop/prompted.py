@@ -44,7 +44,7 @@ def segment_prompts(
     shape = volume.array.shape
     slices = _prompted_slices(shape, slice_index, box_vox, foreground, background)
     frames = to_frame(normalise_intensity(volume.array), workspace.sam.side_px)
-    masks = np.zeros(frames.shape, bool)
+    masks = np.zeros((len(frames), workspace.sam.mask_px, workspace.sam.mask_px), bool)
     for number in slices:
         points = [(*p[:2], True) for p in foreground if p[2] == number] + [
             (*p[:2], False) for p in background if p[2] == number

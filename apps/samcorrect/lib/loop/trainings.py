@@ -13,7 +13,7 @@ import torch
 
 from samcorrect.lib.errors import StoreError, WeightsError
 from samcorrect.lib.loop.workspace import Workspace
-from samcorrect.lib.networks.sam import has_fast_bf16
+from samcorrect.lib.networks.runtimes import has_fast_bf16
 from samcorrect.lib.networks.student import FORMAT, Student, StudentConfig, load_student, student_bytes
 from samcorrect.lib.networks.tracking import MLflow, TensorBoard, Tracker
 from samcorrect.lib.networks.training import RECIPE_VERSION, Training, TrainingData, WeighBatch

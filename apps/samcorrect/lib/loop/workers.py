@@ -4,7 +4,7 @@ import secrets
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from samcorrect import __version__
 from samcorrect.lib.errors import ProtocolError, SamCorrectError, SettingsError, StoreError
 from samcorrect.lib.loop.engines import Engine, ProcessEngine, RayEngine, SerialEngine
 from samcorrect.lib.loop.workspace import Models, Workspace, count_cores, protocol_path
+from samcorrect.lib.networks.registry import SamEntry
 from samcorrect.lib.protocol import load_protocol
 from samcorrect.lib.settings import Settings
 from samcorrect.lib.store.files import write_bytes_atomically
@@ -52,9 +53,10 @@ class Job:
     """What a worker opens once and keeps: where things lie and what they have to be.
 
     Attributes:
-        settings: With absolute paths.
+        settings: Of the run.
         protocol_path, protocol_digest: The protocol file and what it held.
         sam: Name, digest and runtime of the promptable model.
+        sam_entry: The model, as `Models` takes it.
         cache_dir: Shared by all workers.
         student_path: The promoted student's file, where there is one.
         beacon: A file that only a worker with the same state folder sees; None where it is on the same machine.
@@ -65,6 +67,7 @@ class Job:
     protocol_path: Path
     protocol_digest: str
     sam: tuple[str, str, str]
+    sam_entry: SamEntry | None
     cache_dir: Path
     student_path: Path | None
     beacon: Path | None
@@ -126,13 +129,13 @@ def _open_engine(settings: Settings, n_images: int) -> Engine:
 
 
 def _job(workspace: Workspace, beacon: Path | None) -> Job:
-    settings, sam = workspace.settings, workspace.sam
-    weights = settings.sam_weights
+    settings, sam, entry = workspace.settings, workspace.sam, workspace.sam_entry()
     return Job(
-        settings.model_copy(update={"sam_weights": weights.absolute() if weights else None}),
+        settings,
         protocol_path(workspace.store.studies, settings).absolute(),
         workspace.require_protocol().digest,
         (sam.name, sam.digest, sam.runtime),
+        entry and replace(entry, weights=entry.weights.absolute()),
         workspace.cache_dir.absolute(),
         workspace.student_path(),
         beacon,
@@ -166,7 +169,7 @@ def _open_models(job: Job) -> Models:
     protocol = load_protocol(job.protocol_path)
     if protocol.digest != job.protocol_digest:
         raise ProtocolError(f"{job.protocol_path} was changed meanwhile; start again")
-    models = Models(protocol, job.settings, job.cache_dir, student_path=job.student_path)
+    models = Models(protocol, job.settings, job.cache_dir, sam_entry=job.sam_entry, student_path=job.student_path)
     sam = (models.sam.name, models.sam.digest, models.sam.runtime)
     if sam != job.sam:
         raise StoreError(

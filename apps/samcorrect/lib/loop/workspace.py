@@ -9,8 +9,10 @@ from pathlib import Path
 import torch
 
 from samcorrect.lib.errors import ProtocolError
+from samcorrect.lib.loop.sam_models import configured_model
 from samcorrect.lib.networks.embedding_cache import EmbeddingCache
-from samcorrect.lib.networks.sam import SamModel, load_sam
+from samcorrect.lib.networks.registry import CATALOGUE, DEFAULT_MODEL, SamEntry, load_model
+from samcorrect.lib.networks.sam import SamModel
 from samcorrect.lib.networks.student import Student, load_student
 from samcorrect.lib.protocol import Protocol, load_protocol
 from samcorrect.lib.settings import Settings, load_settings
@@ -50,13 +52,21 @@ class Models:
     """
 
     def __init__(
-        self, protocol: Protocol | None, settings: Settings, cache_dir: Path, *, student_path: Path | None = None
+        self,
+        protocol: Protocol | None,
+        settings: Settings,
+        cache_dir: Path,
+        *,
+        sam_entry: SamEntry | None = None,
+        student_path: Path | None = None,
     ):
-        """Load nothing yet; `student_path` is the promoted student's file."""
+        """Load nothing yet; `sam_entry` is the model to prompt (by default the packaged one), `student_path` the
+        promoted student's file."""
         self.protocol = protocol
         self.settings = settings
         self.cache_dir = cache_dir
-        self.embeddings = EmbeddingCache(self.cache_dir / "embeddings")
+        self.embeddings = EmbeddingCache(self.cache_dir / "embeddings", max_bytes=settings.embedding_cache_mb * 1024**2)
+        self._sam_entry = sam_entry
         self._student_path = student_path
         self._students: dict[Path, Student] = {}
 
@@ -69,7 +79,12 @@ class Models:
     @cached_property
     def sam(self) -> SamModel:
         """The promptable model, loaded at its first use."""
-        return load_sam(self.settings.sam_weights)
+        entry = self.sam_entry() or CATALOGUE[DEFAULT_MODEL]
+        return load_model(entry, runtime=self.settings.sam_runtime, export_dir=self.cache_dir / "encoders")
+
+    def sam_entry(self) -> SamEntry | None:
+        """The promptable model; None for the packaged one, wherever the package lies on a machine."""
+        return self._sam_entry
 
     def student(self) -> Student | None:
         """The promoted student, or None before the first promotion."""
@@ -108,6 +123,11 @@ class Workspace(Models):
                 f"or put a {PROTOCOL_NAME} into {self.store.studies.location}"
             )
         return self.protocol
+
+    def sam_entry(self) -> SamEntry | None:
+        """The model of the settings `sam_model` and `sam_weights`. Raises UnknownModelError."""
+        entry = configured_model(self.settings, self.store.state_dir)
+        return None if entry == CATALOGUE[DEFAULT_MODEL] else entry
 
     def with_settings(self, **changes: object) -> "Workspace":
         """The same store, protocol and caches under other settings."""

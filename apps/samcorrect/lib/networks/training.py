@@ -18,7 +18,7 @@ from samcorrect.lib.core.losses import IGNORE, weighted_segmentation_loss
 from samcorrect.lib.errors import TrainingError, WeightsError
 from samcorrect.lib.networks.augmentation import augment
 from samcorrect.lib.networks.checkpoints import Checkpoint, pack_state, unpack_state
-from samcorrect.lib.networks.sam import has_fast_bf16
+from samcorrect.lib.networks.runtimes import has_fast_bf16
 from samcorrect.lib.networks.student import StudentConfig, build_network, network_input
 from samcorrect.lib.networks.tracking import Tracker
 from samcorrect.lib.networks.windows import OFFSETS, slice_windows

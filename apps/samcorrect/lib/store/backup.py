@@ -28,7 +28,7 @@ from samcorrect.lib.store.schema import REVISION, Base, LabelVersionRow
 
 MANIFEST_NAME = "manifest.json"
 # What a state folder holds that cannot be made anew; caches and logs stay out.
-KEPT = ("labels", "models", "cohort.json", CASE_KEY_NAME)
+KEPT = ("labels", "models", "cohort.json", "sam_models.json", CASE_KEY_NAME)
 ROWS_AT_ONCE = 1000
 
 # (done, total)

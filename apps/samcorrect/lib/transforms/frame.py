@@ -9,6 +9,8 @@ from torch.nn.functional import interpolate, pad
 
 # Scanner overshoot and burnt-in marks lie outside these; the same for every modality.
 CLIP_PERCENTILES = (0.5, 99.5)
+# Side of the masks of every SAM, whatever the side of the frame that it encodes.
+MASK_PX = 256
 
 
 def normalise_intensity(array: np.ndarray) -> np.ndarray:
@@ -29,9 +31,14 @@ def normalise_intensity(array: np.ndarray) -> np.ndarray:
 
 
 def content_size(shape_hw: tuple[int, int], side_px: int) -> tuple[int, int]:
-    """Rows and columns that a slice fills in the frame: its longest side becomes `side_px`."""
-    scale = side_px / max(shape_hw)
-    return max(1, round(shape_hw[0] * scale)), max(1, round(shape_hw[1] * scale))
+    """Rows and columns that a slice fills in the frame: its longest side becomes `side_px`.
+
+    In a frame wider than MASK_PX they are whole multiples of those at MASK_PX, so that a mask of that side lies exactly
+    over the frame.
+    """
+    step = max(1, side_px // MASK_PX)
+    scale = side_px / step / max(shape_hw)
+    return step * max(1, round(shape_hw[0] * scale)), step * max(1, round(shape_hw[1] * scale))
 
 
 def to_frame(array_hwd: np.ndarray, side_px: int) -> torch.Tensor:
