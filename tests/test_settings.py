@@ -74,6 +74,8 @@ def test_an_unknown_key_names_all_known_ones():
         ("audit_share", "nan"),
         ("lease_s", "-5"),
         ("max_upload_mb", "0"),
+        ("volume_cache_mb", "-1"),
+        ("warm_slices", "65"),
         ("student_learning_rate", "0"),
         ("threads", "257"),
         ("n_candidates", "65"),

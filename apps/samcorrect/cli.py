@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -316,6 +317,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.INFO if parsed.verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(message)s"
     )
+    if parsed.command == "serve":
+        # OpenMP reads it as torch is imported. By default threads that wait for each other spin: beside a training on
+        # the same cores a click then takes seconds.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Here, so that --help and a wrong option do not wait for torch.
     from samcorrect import commands
 

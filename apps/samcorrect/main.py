@@ -16,6 +16,7 @@ from samcorrect.lib.compat.sessions import keep_sessions_in
 from samcorrect.lib.configs.tasks import MODELS
 from samcorrect.lib.infers.batch import PseudoLabelBatch
 from samcorrect.lib.loop.audit import audit_refusal, audit_start
+from samcorrect.lib.loop.warming import warm_queue
 from samcorrect.lib.loop.workspace import PROTOCOL_NAME, open_workspace
 from samcorrect.lib.scoring.tasks import LabelQuality, SelfCorrection
 from samcorrect.lib.server.loop_runs import LoopRuns
@@ -106,6 +107,7 @@ class SamCorrect(MONAILabelApp):
         mend_server(self.workspace.settings.max_upload_mb, self.on_refusal)
         audit_start(self.workspace, "serve")
         self.loop_runs.resume()
+        warm_queue(self.workspace)
         super().on_init_complete()
 
     def on_refusal(self, method: str, route: str, status: int, error: str, client: str, image_id: str | None) -> None:

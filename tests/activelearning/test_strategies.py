@@ -26,7 +26,7 @@ def test_the_name_shows_the_score_and_keeps_the_suffix(name, score, shown):
 
 @pytest.mark.parametrize("strategy", [LowestQuality, Random])
 def test_two_clients_never_get_the_same_image(make_studies, strategy):
-    workspace = open_workspace(make_studies("a.png", "b.png"), Settings(threads=1))
+    workspace = open_workspace(make_studies("a.png", "b.png"), Settings(threads=1, warm_slices=0))
     serve = strategy(workspace)
     first, second = serve({"client_id": "me"}, None), serve({"client_id": "you"}, None)
     assert {first["id"], second["id"]} == {"a", "b"}

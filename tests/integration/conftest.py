@@ -33,6 +33,7 @@ CONF = {
     "n_candidates": 2,
     "threads": 2,
     "audit_share": 0,
+    "warm_slices": 0,
 }
 
 

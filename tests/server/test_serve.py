@@ -44,3 +44,12 @@ def test_a_folder_without_images_is_not_served(tmp_path):
         serve(Settings(threads=1), tmp_path)
     with pytest.raises(StoreError, match="does not exist"):
         serve(Settings(threads=1), tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_that_wait_do_not_spin_unless_they_are_told_to(given, expected, tmp_path, monkeypatch, run):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "")  # so that it is restored
+    monkeypatch.delenv("OMP_WAIT_POLICY") if given is None else monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    code, _, _ = run("serve", "--studies", tmp_path / "nowhere")
+    assert code == 1
+    assert os.environ["OMP_WAIT_POLICY"] == expected

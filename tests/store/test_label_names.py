@@ -33,6 +33,16 @@ def test_present_indices_leave_background_out():
     assert present_indices(np.zeros((2, 2, 1), np.uint8)) == []
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64])
+def test_present_indices_of_any_layout(order, dtype):
+    # 3 x 5 x 3 is no multiple of the eight bytes that are looked at together; 255 is the last voxel.
+    label_map = np.zeros((3, 5, 3), dtype, order=order)
+    label_map[1, 2, 1], label_map[2, 4, 2] = 7, 255
+    assert present_indices(label_map) == [7, 255]
+    assert present_indices(label_map[:, ::2]) == [7, 255]
+
+
 def test_only_what_is_present_is_named():
     assert name_indices([3], PROTOCOL) == {"heart": 3}
     assert list(name_indices([3, 1], PROTOCOL)) == ["right lung", "heart"]

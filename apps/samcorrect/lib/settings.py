@@ -100,6 +100,10 @@ class Settings(BaseModel):
     )
     audit_share: float = Field(0.2, ge=0, le=1, description="share of the queue that serves random images")
     lease_s: float = Field(1800, gt=0, description="seconds an image stays reserved for one annotator")
+    volume_cache_mb: int = Field(1024, ge=0, le=2**20, description="memory for images read lately, in MiB")
+    warm_slices: int = Field(
+        2, ge=0, le=64, description="slices on each side of a click that are encoded ahead; 0 encodes nothing ahead"
+    )
     max_upload_mb: int = Field(4096, ge=1, le=2**20, description="largest upload that the server takes, in MiB")
 
     @property

@@ -11,6 +11,7 @@ from monailabel.utils.others.generic import file_checksum
 
 from samcorrect.lib.errors import ImageError
 from samcorrect.lib.loop.queue import NextImage, next_image
+from samcorrect.lib.loop.warming import warm_queue
 from samcorrect.lib.loop.workspace import Workspace
 from samcorrect.lib.store.volumes import suffix_of
 
@@ -38,6 +39,7 @@ class QueueStrategy(Strategy):
         chosen = next_image(self.workspace, holder, strategy=self.strategy)
         if chosen is None:
             return None
+        warm_queue(self.workspace, chosen.image_id)
         store = self.workspace.store
         path = store.image_path(store.ledger.image(chosen.image_id))
         return {

@@ -13,10 +13,11 @@ from typing import Any, ClassVar
 import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
+from samcorrect.lib.errors import StoreError
 from samcorrect.lib.infers.request import InferRequest, parse_infer_request
 from samcorrect.lib.loop.workspace import Workspace
 from samcorrect.lib.store.label_names import name_indices, ordered_names, present_indices
-from samcorrect.lib.store.volumes import Volume, read_image, write_label_map
+from samcorrect.lib.store.volumes import Volume, encode_label_map
 
 logger = logging.getLogger(__name__)
 
@@ -76,25 +77,31 @@ class MaskTask(InferTask):
             A temporary file, which the host deletes after its reply, and the params of the reply: `label_names` (name
             to index of what is present, in index order), `latencies` in seconds, and what the task adds.
         """
-        infer_request = parse_infer_request(request, saved_tag=self.saved_tag)
+        with self.workspace.warmer.giving_way():
+            return self._answer(parse_infer_request(request, saved_tag=self.saved_tag), request)
+
+    def _answer(self, infer_request: InferRequest, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         started_s = time.monotonic()
-        volume = read_image(infer_request.image_path)
+        volume = self.workspace.volumes.read(infer_request.image_path)
         read_s = time.monotonic()
         made = self.segment(infer_request, volume, request)
         made_s = time.monotonic()
         if infer_request.label_tag is not None:
             self._save(infer_request, volume, made)
+        label_names = self._label_names(made)
+        named_s = time.monotonic()
         file = self._write(infer_request, volume, made)
         ended_s = time.monotonic()
         latencies = {
             "pre": read_s - started_s,
             "infer": made_s - read_s,
-            "post": ended_s - made_s,
+            "post": named_s - made_s,
+            "write": ended_s - named_s,
             "total": ended_s - started_s,
         }
         logger.info("infer %s in %.2f s", self.text.split(":")[0], latencies["total"])
         params = {
-            "label_names": self._label_names(made),
+            "label_names": label_names,
             "latencies": {name: round(seconds, 3) for name, seconds in latencies.items()},
             **made.params,
         }
@@ -122,5 +129,10 @@ class MaskTask(InferTask):
     def _write(self, infer_request: InferRequest, volume: Volume, made: Segmented) -> Path:
         handle, name = tempfile.mkstemp(prefix="samcorrect.", suffix=infer_request.result_extension)
         os.close(handle)
-        write_label_map(Path(name), made.label_map, volume.affine, is_compressed=infer_request.is_compressed)
-        return Path(name)
+        path = Path(name)
+        try:
+            encode_label_map(path, made.label_map, volume.affine, is_compressed=infer_request.is_compressed)
+        except OSError as error:
+            path.unlink()
+            raise StoreError(f"cannot write the mask in {path.parent}: {error.strerror or error}") from error
+        return path

@@ -10,6 +10,7 @@ from samcorrect.lib.infers.base import MaskTask, Segmented
 from samcorrect.lib.infers.request import InferRequest, parse_prompt_request
 from samcorrect.lib.loop.prompted import segment_prompts
 from samcorrect.lib.loop.pseudo_label import pseudo_label_image
+from samcorrect.lib.loop.warming import warm_beside
 from samcorrect.lib.loop.workspace import Workspace
 from samcorrect.lib.store.schema import TAG_ORIGINAL
 from samcorrect.lib.store.volumes import Volume
@@ -54,7 +55,8 @@ class SamPromptTask(MaskTask):
             foreground=list(prompts.foreground),
             background=list(prompts.background),
         )
-        return Segmented(label_map=mask.astype(np.uint8), names={1: prompts.label}, params={"label": prompts.label})
+        warm_beside(self.workspace, infer_request.image_path, prompts.clicked_slice)
+        return Segmented(label_map=mask.view(np.uint8), names={1: prompts.label}, params={"label": prompts.label})
 
 
 def _image_name(workspace: Workspace, infer_request: InferRequest) -> str:

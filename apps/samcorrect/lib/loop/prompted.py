@@ -7,9 +7,10 @@ import numpy as np
 from samcorrect.lib.core.boxes import clip_boxes
 from samcorrect.lib.errors import RequestError
 from samcorrect.lib.loop.pseudo_label import masks_to_grid
+from samcorrect.lib.loop.warming import slice_embedding
 from samcorrect.lib.loop.workspace import Workspace
 from samcorrect.lib.store.volumes import Volume
-from samcorrect.lib.transforms.frame import boxes_to_frame, normalise_intensity, to_frame
+from samcorrect.lib.transforms.frame import boxes_to_frame
 
 # LiteMedSAM was trained with boxes: where only points are given, a box of this share of the slice around them goes with
 # them.
@@ -43,8 +44,8 @@ def segment_prompts(
     """
     shape = volume.array.shape
     slices = _prompted_slices(shape, slice_index, box_vox, foreground, background)
-    frames = to_frame(normalise_intensity(volume.array), workspace.sam.side_px)
-    masks = np.zeros((len(frames), workspace.sam.mask_px, workspace.sam.mask_px), bool)
+    # Slices side by side in memory, as a mask goes to a file: of 200 slices only what is marked is touched.
+    mask = np.zeros(shape, bool, order="F")
     for number in slices:
         points = [(*p[:2], True) for p in foreground if p[2] == number] + [
             (*p[:2], False) for p in background if p[2] == number
@@ -52,12 +53,12 @@ def segment_prompts(
         box = _slice_box(box_vox, points, shape[:2])
         scale = boxes_to_frame(np.ones((1, 4)), shape[:2], workspace.sam.side_px)[0, :2]
         at = [((p[0] + 0.5) * float(scale[0]), (p[1] + 0.5) * float(scale[1]), p[2]) for p in points]
-        embedding = workspace.embeddings.embedding(workspace.sam, frames[number])
+        embedding = slice_embedding(workspace, volume, number)
         logits, _ = workspace.sam.decode(
             embedding, boxes=boxes_to_frame(box[None], shape[:2], workspace.sam.side_px), points=at
         )
-        masks[number] = (logits[0] > 0).numpy()
-    return masks_to_grid(masks, shape[:2]) > 0.5
+        mask[..., number] = masks_to_grid((logits > 0).numpy(), shape[:2])[..., 0] > 0.5
+    return mask
 
 
 def _prompted_slices(

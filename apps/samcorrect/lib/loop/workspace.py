@@ -10,6 +10,7 @@ import torch
 
 from samcorrect.lib.errors import ProtocolError
 from samcorrect.lib.loop.sam_models import configured_model
+from samcorrect.lib.loop.warmer import Warmer
 from samcorrect.lib.networks.embedding_cache import EmbeddingCache
 from samcorrect.lib.networks.registry import CATALOGUE, DEFAULT_MODEL, SamEntry, load_model
 from samcorrect.lib.networks.sam import SamModel
@@ -20,6 +21,7 @@ from samcorrect.lib.store.labels import LabelStore
 from samcorrect.lib.store.schema import ModelRow
 from samcorrect.lib.store.sources import open_studies
 from samcorrect.lib.store.studies import LocalStudies, Studies
+from samcorrect.lib.store.volume_cache import VolumeCache
 
 PROTOCOL_NAME = "protocol.yaml"
 
@@ -106,6 +108,8 @@ class Workspace(Models):
 
     Attributes:
         store: Images and labels.
+        volumes: Images in memory.
+        warmer: Works ahead while nobody is served.
     """
 
     def __init__(
@@ -114,6 +118,8 @@ class Workspace(Models):
         """Work on `store`; `cache_dir` is below its state folder by default."""
         super().__init__(protocol, settings, cache_dir or store.state_dir / "cache")
         self.store = store
+        self.volumes = VolumeCache(settings.volume_cache_mb * 2**20)
+        self.warmer = Warmer()
 
     def require_protocol(self) -> Protocol:
         """The protocol. Raises ProtocolError, saying where to put one, where there is none."""

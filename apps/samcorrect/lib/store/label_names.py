@@ -83,7 +83,12 @@ def ordered_names(protocol: Protocol | None) -> list[str]:
 
 def present_indices(label_map: np.ndarray) -> list[int]:
     """The indices other than background in a label map, ascending."""
-    return [int(index) for index in np.flatnonzero(np.bincount(label_map.ravel(), minlength=256)) if index > 0]
+    values = label_map.ravel(order="K")
+    # Most of a large image is background: left out in words of eight bytes it costs a hundredth of being counted.
+    n_whole = values.size // 8 * 8
+    words = values[:n_whole].view(np.uint64)
+    counts = np.bincount(np.concatenate([words[words != 0].view(values.dtype), values[n_whole:]]), minlength=1)
+    return (np.flatnonzero(counts[1:]) + 1).tolist()
 
 
 def name_indices(

@@ -11,6 +11,7 @@ import io
 import math
 import zlib
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 import nibabel as nib
@@ -20,9 +21,11 @@ from PIL import Image
 
 from samcorrect.lib.errors import GeometryError, ImageError, LabelError
 from samcorrect.lib.store.files import write_atomically
+from samcorrect.lib.transforms.intensity import intensity_range
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
-IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", *PICTURE_SUFFIXES)
+LABEL_SUFFIXES = (".nii.gz", ".nii", ".nrrd")
+IMAGE_SUFFIXES = (*LABEL_SUFFIXES, *PICTURE_SUFFIXES)
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # Below this no network of ours sees anything: SAM's encoder keeps one token for 16 x 16 pixels.
 MIN_SIDE_VOX = 8
@@ -77,6 +80,11 @@ class Volume:
     array: np.ndarray
     affine: np.ndarray
     n_dims: int
+
+    @cached_property
+    def intensity_range(self) -> tuple[float, float]:
+        """The values that become 0 and 1, found at the first use: in 200 slices of 512 x 512 that takes a second."""
+        return intensity_range(self.array)
 
     @property
     def grid(self) -> Grid:
@@ -150,7 +158,7 @@ def read_label_map(path: Path) -> Volume:
         LabelError: Not readable, or it holds other values.
     """
     array, affine, n_dims = _read(path, LabelError)
-    return Volume(_as_label_map(array, path.name), affine, n_dims)
+    return Volume(np.ascontiguousarray(_as_label_map(array, path.name)), affine, n_dims)
 
 
 def align_label_map(label: Volume, image: Grid, *, name: str = "label") -> np.ndarray:
@@ -190,14 +198,31 @@ def write_label_map(path: Path, label_map: np.ndarray, affine: np.ndarray, *, is
     Raises:
         LabelError: The suffix is neither `.nii`, `.nii.gz` nor `.nrrd`, or a value is not a whole number from 0 to 255.
     """
-    array = _as_label_map(label_map, path.name)
-    suffix = suffix_of(path)
-    if suffix in (".nii.gz", ".nii"):
+    array, suffix = _as_label_map(label_map, path.name), suffix_of(path)
+    if suffix not in LABEL_SUFFIXES:
+        raise LabelError(f"{path.name}: labels are written as .nii.gz, .nii or .nrrd")
+    encode = partial(encode_label_map, array=array, affine=affine, is_compressed=is_compressed)
+    write_atomically(path, encode, suffix=suffix)
+
+
+def encode_label_map(path: Path, array: np.ndarray, affine: np.ndarray, *, is_compressed: bool = True) -> None:
+    """Write a label map as `write_label_map` does, straight into the file: for one that lives until a reply is sent.
+
+    Args:
+        path: One of LABEL_SUFFIXES.
+        array: (H, W, D) uint8; fastest where its slices lie side by side (order "F"), as they do in the file.
+        affine: (4, 4), voxel index to RAS mm.
+        is_compressed: As for `write_label_map`.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    if suffix_of(path) != ".nrrd":
         image = nib.Nifti1Image(array, affine)
         image.header.set_xyzt_units("mm")
         # gzip keeps a time stamp in its header; nibabel writes 0, so equal labels are equal files.
-        write_atomically(path, lambda temporary: nib.save(image, temporary), suffix=suffix)
-    elif suffix == ".nrrd":
+        nib.save(image, path)
+    else:
         lps = LPS_TO_RAS @ affine
         header = {
             "space": "left-posterior-superior",
@@ -206,9 +231,8 @@ def write_label_map(path: Path, label_map: np.ndarray, affine: np.ndarray, *, is
             "kinds": ["domain"] * 3,
             "encoding": "gzip" if is_compressed else "raw",
         }
-        write_atomically(path, lambda temporary: nrrd.write(str(temporary), array, header), suffix=suffix)
-    else:
-        raise LabelError(f"{path.name}: labels are written as .nii.gz, .nii or .nrrd")
+        # Level 9 takes ten times as long, for a file of 0.1% of the voxels rather than 0.4%.
+        nrrd.write(str(path), array, header, compression_level=1)
 
 
 def write_map(path: Path, values: np.ndarray, affine: np.ndarray) -> None:
@@ -257,7 +281,7 @@ def _read(path: Path, error_type: type[Exception]) -> tuple[np.ndarray, np.ndarr
 
 def _as_label_map(array: np.ndarray, name: str) -> np.ndarray:
     if array.dtype.kind == "b" or np.can_cast(array.dtype, np.uint8):
-        return np.ascontiguousarray(array, dtype=np.uint8)
+        return array.astype(np.uint8, copy=False)
     wrong = ~((array >= 0) & (array <= MAX_LABEL_INDEX) & (array == np.floor(array)))  # nan fails every comparison
     if wrong.any():
         values = ", ".join(f"{value:g}" for value in np.unique(array[wrong])[:3])

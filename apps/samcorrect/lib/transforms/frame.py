@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate, pad
 
-# Scanner overshoot and burnt-in marks lie outside these; the same for every modality.
-CLIP_PERCENTILES = (0.5, 99.5)
+from samcorrect.lib.transforms.intensity import intensity_range, scale_intensity
+
 # Side of the masks of every SAM, whatever the side of the frame that it encodes.
 MASK_PX = 256
 
@@ -22,12 +22,7 @@ def normalise_intensity(array: np.ndarray) -> np.ndarray:
     Returns:
         float32 of the same shape; all zero where the image is constant.
     """
-    low, high = np.percentile(array, CLIP_PERCENTILES)
-    if high <= low:
-        low, high = float(array.min()), float(array.max())
-    if high <= low:
-        return np.zeros(array.shape, np.float32)
-    return np.clip((array.astype(np.float32) - low) / (high - low), 0, 1).astype(np.float32)
+    return scale_intensity(array, intensity_range(array))
 
 
 def content_size(shape_hw: tuple[int, int], side_px: int) -> tuple[int, int]:
@@ -49,7 +44,7 @@ def to_frame(array_hwd: np.ndarray, side_px: int) -> torch.Tensor:
         side_px: Side of the square frame.
 
     Returns:
-        (D, side, side) float32.
+        (D, side, side) float32; each slice is what it would be alone.
     """
     slices = torch.from_numpy(np.ascontiguousarray(array_hwd, dtype=np.float32)).permute(2, 0, 1)[:, None]
     size = content_size(array_hwd.shape[:2], side_px)

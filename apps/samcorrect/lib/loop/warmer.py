@@ -1,0 +1,110 @@
+"""One background thread that works ahead, a step at a time, and gives way to whoever waits for an answer."""
+
+import atexit
+import logging
+import os
+import sys
+import threading
+from collections.abc import Hashable, Iterable, Iterator
+from contextlib import contextmanager
+
+logger = logging.getLogger(__name__)
+
+# What is dropped is work that nobody has asked for yet.
+MAX_JOBS = 8
+# Next to a thread of the usual priority this one gets a quarter of a core. Less would be a click's loss: one that needs
+# what is being made waits for it, however busy the machine is.
+NICE = 5
+STOP_TIMEOUT_S = 10
+
+
+class Warmer:
+    """Jobs that are done in a thread of lower priority, one step at a time, while nobody is served.
+
+    The thread starts with the first job and ends with the process.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._jobs: dict[Hashable, Iterator[None]] = {}
+        self._n_served = 0
+        self._is_working = False
+        self._is_stopped = False
+        self._thread: threading.Thread | None = None
+
+    def add(self, key: Hashable, steps: Iterable[None], *, is_urgent: bool) -> None:
+        """Take up a job, unless it waits already.
+
+        Args:
+            key: What tells it from others.
+            steps: The work; between two of its items the thread gives way. What it raises ends the job alone.
+            is_urgent: Goes before all that waits, and even before what has begun.
+        """
+        with self._changed:
+            job = self._jobs.pop(key, None) or iter(steps)
+            self._jobs = {key: job, **self._jobs} if is_urgent else {**self._jobs, key: job}
+            while len(self._jobs) > MAX_JOBS:
+                self._jobs.popitem()
+            if self._thread is None and not self._is_stopped:
+                self._thread = threading.Thread(target=self._work, name="warmer", daemon=True)
+                self._thread.start()
+                atexit.register(self.stop)
+            self._changed.notify_all()
+
+    @contextmanager
+    def giving_way(self) -> Iterator[None]:
+        """Begin no step while the block runs; one that has begun goes on beside it."""
+        with self._changed:
+            self._n_served += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._n_served -= 1
+                self._changed.notify_all()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until nothing is left to do; False where something still is after `timeout_s`."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._jobs and not self._is_working, timeout_s)
+
+    def stop(self) -> None:
+        """End the thread after the step that it is at."""
+        with self._changed:
+            self._is_stopped = True
+            self._jobs.clear()
+            self._changed.notify_all()
+            thread = self._thread
+        if thread is not None:
+            thread.join(STOP_TIMEOUT_S)
+
+    def _work(self) -> None:
+        # On Linux a priority is a thread's own, and those that it starts to multiply with inherit it.
+        if sys.platform == "linux":
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        while True:
+            with self._changed:
+                self._is_working = False
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._is_stopped or (self._jobs and not self._n_served))
+                if self._is_stopped:
+                    return
+                key, steps = next(iter(self._jobs.items()))
+                self._is_working = True
+            if not _is_continued(steps):
+                with self._changed:
+                    if self._jobs.get(key) is steps:
+                        del self._jobs[key]
+
+
+def _is_continued(steps: Iterator[None]) -> bool:
+    """Do one step; False at the end."""
+    try:
+        next(steps)
+    except StopIteration:
+        return False
+    except Exception as error:  # the thread's end would be the end of all later work
+        # Only its type: a message can name a file, and a file a patient. Whoever asks for the image is told.
+        logger.warning("what was to be ready ahead is not: %s", type(error).__name__)
+        return False
+    return True
