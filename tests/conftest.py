@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -13,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import DSfloat
+from weights_server import WeightsServer
 
 from samcorrect.cli import main
 from samcorrect.lib.loop.candidates import find_candidates
@@ -192,37 +191,6 @@ def new_state(phantoms: Phantoms, tmp_path_factory: pytest.TempPathFactory) -> C
         return folder
 
     return make
-
-
-class WeightsServer(ThreadingHTTPServer):
-    """A file behind HTTP on 127.0.0.1, under every path; the ranges that were asked for, one entry a request.
-
-    It gives ranges or not, and hangs up after `cut_after` bytes of a reply.
-    """
-
-    def __init__(self, content: bytes, *, has_ranges: bool = True, cut_after: int | None = None):
-        super().__init__(("127.0.0.1", 0), _WeightsHandler)
-        self.content, self.has_ranges, self.cut_after = content, has_ranges, cut_after
-        self.ranges: list[str | None] = []
-        self.url = f"http://127.0.0.1:{self.server_port}/weights.pth"
-
-
-class _WeightsHandler(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        asked = self.headers["Range"]
-        self.server.ranges.append(asked)
-        start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and self.server.has_ranges else 0
-        body = self.server.content[start:]
-        if start and not body:
-            self.send_error(416)
-            return
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body[: self.server.cut_after])
-
-    def log_message(self, *_arguments: object) -> None:
-        pass
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ def test_the_host_finds_the_app_by_its_direct_base():
 def test_without_a_protocol_only_prompts_and_stored_labels_are_served(make_studies, caplog):
     with caplog.at_level(logging.WARNING):
         info = SamCorrect("app", str(make_studies("a.png")), {"threads": "1"}).info()
-    assert set(info["models"]) == {"sam_prompt", "best_label"}
-    assert "no protocol: only sam_prompt, best_label are served" in caplog.text
+    assert set(info["models"]) == {"sam_prompt", "sam_volume", "best_label"}
+    assert "no protocol: only sam_prompt, sam_volume, best_label are served" in caplog.text
     assert info["labels"] == []
 
 
@@ -30,7 +30,7 @@ def test_labels_are_a_list_in_index_order(make_studies):
     (studies / "protocol.yaml").write_text(PROTOCOL, encoding="utf-8")
     info = SamCorrect("app", str(studies), {"threads": "1"}).info()
     assert info["labels"] == ["lung", "heart"]
-    assert set(info["models"]) == {"sam", "sam_prompt", "corrected_label", "best_label"}
+    assert set(info["models"]) == {"sam", "sam_prompt", "sam_volume", "corrected_label", "best_label"}
     assert all(model["labels"] == ["lung", "heart"] for model in info["models"].values())
     assert set(info["trainers"]) == {"student"}
     assert set(info["strategies"]) == {"lowest_quality", "random"}

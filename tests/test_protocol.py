@@ -124,6 +124,21 @@ def test_the_protocols_of_the_shared_data_load_and_fit_every_image(shared_data, 
     assert len(names) > 80 or name.startswith("jsrt")
 
 
+def test_sam_sees_a_structure_in_its_window_and_the_student_the_image_in_one(write):
+    lung = {"name": "lung", "index": 1, "prompt": BOX, "window_hu": [-1350, 150]}
+    protocol = load_protocol(write(heart(window_hu=[-160, 240]), lung))
+    assert [protocol.window_of(name) for name in ("heart", "lung")] == [(-160, 240), (-1350, 150)]
+    # Without a window for all, the least that holds both.
+    assert protocol.image_window_hu == protocol.window_of("a name of the viewer's") == (-1350, 240)
+
+    protocol = load_protocol(write(heart(), lung, window_hu=[-200, 300]))
+    assert [protocol.window_of(name) for name in ("heart", "lung")] == [(-200, 300), (-1350, 150)]
+    assert protocol.image_window_hu == (-200, 300)
+
+    protocol = load_protocol(write(heart()))
+    assert protocol.image_window_hu is protocol.window_of("heart") is None
+
+
 # Faults
 
 
@@ -132,7 +147,7 @@ def test_the_protocols_of_the_shared_data_load_and_fit_every_image(shared_data, 
 )
 def test_a_file_without_a_list_of_structures_is_refused(tmp_path, content):
     (tmp_path / "protocol.yaml").write_text(content)
-    with pytest.raises(ProtocolError, match=r"protocol\.yaml: the top level holds one key, `structures`"):
+    with pytest.raises(ProtocolError, match=r"protocol\.yaml: the top level holds the key `structures`"):
         load_protocol(tmp_path / "protocol.yaml")
 
 
@@ -178,6 +193,14 @@ def test_a_missing_protocol_says_where_it_was_looked_for(tmp_path, name):
         (heart({"source": "box", "xyxy": [0, 0.8, 1, 0.2]}), "structures.1.prompt.box.xyxy", "got 0.8 to 0.2"),
         (heart({"source": "box", "xyxy": [0, 0, float("nan"), 1]}), "structures.1.prompt.box.xyxy", "0.0 to nan"),
         (heart({"source": "box", "xyz": [[0, 1], [0, 1], [1, 0]]}), "structures.1.prompt.box.xyz", "got 1.0 to 0.0"),
+        (heart(window_hu=[40, 40]), "structures.1.window_hu", "low below high (got [40, 40])"),
+        (heart(window_hu=[240, -160]), "structures.1.window_hu", "low below high (got [240, -160])"),
+        (heart(window_hu=[0]), "structures.1.window_hu.2", "Field required"),
+        (heart(window_hu=[0, 1, 2]), "structures.1.window_hu", "at most 2 items"),
+        (heart(window_hu=400), "structures.1.window_hu", "valid tuple (got 400)"),
+        (heart(window_hu=[0, "wide"]), "structures.1.window_hu.2", "valid number (got 'wide')"),
+        (heart(window_hu=[False, 400]), "structures.1.window_hu.1", "valid number (got False)"),
+        (heart(window_hu=[0, float("inf")]), "structures.1.window_hu.2", "finite number (got inf)"),
         (heart({"source": "boxes_file"}), "structures.1.prompt.boxes_file.path", "Field required"),
         (heart({"source": "student", "path": "x"}), "structures.1.prompt.student.path", "Extra inputs"),
     ],
@@ -191,6 +214,20 @@ def test_a_fault_in_a_structure_is_placed_and_explained(write, structure, place,
 
 def test_an_unknown_key_at_the_top_is_named(write):
     assert only_fault_of(write(heart(), digest="0" * 64)).startswith("digest: no such key")
+
+
+def test_a_window_of_all_structures_that_cannot_be_used_is_named(write):
+    assert only_fault_of(write(heart(), window_hu=[300, -200])) == (
+        "window_hu: a window is [low, high] in Hounsfield units with low below high (got [300, -200])"
+    )
+    assert only_fault_of(write(heart(), window_hu=[0, None])).startswith("window_hu.2: Input should be a valid number")
+
+
+def test_an_image_is_ct_for_all_of_its_structures_or_for_none(write):
+    lung = {"name": "lung", "index": 1, "prompt": BOX, "window_hu": [-1350, 150]}
+    assert only_fault_of(write(heart(), lung)) == (
+        "window_hu: other structures have one and 'heart' none; give each its own, or one for all at the top level"
+    )
 
 
 def test_an_index_or_a_name_given_twice_is_named(write):

@@ -46,39 +46,67 @@ def test_bad_infer_requests(extra, saved_tag, says):
         parse_infer_request(STORED | extra, saved_tag=saved_tag)
 
 
+def parse(request: dict, shape=VOLUME, **options):
+    """The prompts of the only structure."""
+    (prompts,) = parse_prompt_request(request, shape, **options).structures
+    return prompts
+
+
 def test_a_box_has_both_ends_inside_in_either_order():
-    box = parse_prompt_request({"roi": [20, 10, 5, 15, 4, 2]}, VOLUME).box_vox
+    (box,) = parse({"roi": [20, 10, 5, 15, 4, 2]}).boxes_vox
     assert box.tolist() == [[10, 21], [5, 16], [2, 5]]
 
 
 def test_a_box_of_four_values_spans_all_slices_of_its_image():
-    assert parse_prompt_request({"roi": [1, 2, 3, 4]}, PICTURE).box_vox.tolist() == [[1, 3], [3, 5], [0, 1]]
-    assert parse_prompt_request({"roi": [1, 2, 3, 4]}, VOLUME).box_vox[2].tolist() == [0, 6]
+    assert parse({"roi": [1, 2, 3, 4]}, PICTURE).boxes_vox[0].tolist() == [[1, 3], [3, 5], [0, 1]]
+    assert parse({"roi": [1, 2, 3, 4]}).boxes_vox[0][2].tolist() == [0, 6]
+
+
+def test_several_boxes_are_parts_of_one_structure():
+    boxes = parse({"roi": [[1, 2, 3, 4, 0, 0], [9, 5, 3, 4]]}).boxes_vox
+    assert [box.tolist() for box in boxes] == [[[1, 3], [3, 5], [0, 1]], [[5, 10], [3, 5], [0, 6]]]
 
 
 def test_slice_zero_is_a_slice():
-    assert parse_prompt_request({"slice": 0, "roi": [1, 2, 3, 4, 0, 3]}, VOLUME).slice_index == 0
-    assert parse_prompt_request({"foreground": [[1, 2, 0]]}, VOLUME).slice_index is None
+    assert parse({"slice": 0, "roi": [1, 2, 3, 4, 0, 3]}).slice_index == 0
+    assert parse({"foreground": [[1, 2, 0]]}).slice_index is None
 
 
 def test_a_slice_outside_the_box_says_nothing_unless_there_are_points():
     request = {"slice": 90, "roi": [1, 2, 3, 4, 1, 3]}
-    assert parse_prompt_request(request, VOLUME).slice_index is None
-    assert parse_prompt_request(request | {"foreground": [[1, 3, 2]], "slice": 5}, VOLUME).slice_index == 5
+    assert parse(request).slice_index is None
+    assert parse(request | {"foreground": [[1, 3, 2]], "slice": 5}).slice_index == 5
+    # Along another axis the box is elsewhere.
+    assert parse(request | {"slice": 2, "axis": 0}).slice_index == 2
+    assert parse(request | {"slice": 5, "axis": 0}).slice_index is None
 
 
 def test_a_picture_has_one_slice_wherever_the_viewer_puts_it():
-    parsed = parse_prompt_request(
-        {"foreground": [[1, 2, 17], [3, 4]], "slice": 17, "roi": [1, 2, 3, 4, 90, 95]}, PICTURE
-    )
+    parsed = parse({"foreground": [[1, 2, 17], [3, 4]], "slice": 17, "roi": [1, 2, 3, 4, 90, 95]}, PICTURE)
     assert parsed.slice_index == 0
     assert parsed.foreground == ((1, 2, 0), (3, 4, 0))
-    assert parsed.box_vox[2].tolist() == [0, 1]
+    assert parsed.boxes_vox[0][2].tolist() == [0, 1]
 
 
 def test_empty_prompts_are_no_prompts():
-    parsed = parse_prompt_request({"foreground": [], "background": None, "roi": [], "label": ""}, VOLUME)
-    assert (parsed.box_vox, parsed.foreground, parsed.background, parsed.label) == (None, (), (), "structure")
+    parsed = parse({"foreground": [], "background": None, "roi": [], "label": "", "mask": "", "structures": []})
+    assert (parsed.boxes_vox, parsed.foreground, parsed.background, parsed.label) == ((), (), (), "structure")
+    assert (parsed.axis, parsed.spreads, parsed.start) == (2, False, None)
+
+
+def test_a_mask_spreads_where_the_model_or_the_request_says_so_and_never_in_a_picture():
+    assert parse({"roi": [1, 2, 3, 4]}, spreads=True).spreads
+    assert parse({"roi": [1, 2, 3, 4], "propagate": "true"}).spreads
+    assert not parse({"roi": [1, 2, 3, 4], "propagate": False}, spreads=True).spreads
+    assert not parse({"roi": [1, 2, 3, 4]}, PICTURE, spreads=True).spreads
+
+
+def test_several_structures_share_axis_and_mask():
+    entries = [{"label": "a", "foreground": [[1, 2, 3]]}, {"label": "b", "roi": [1, 2, 3, 4], "slice": 1}]
+    parsed = parse_prompt_request({"structures": entries, "axis": 1, "mask": "best_label"}, VOLUME)
+    assert [(s.label, s.axis) for s in parsed.structures] == [("a", 1), ("b", 1)]
+    assert parsed.structures[0].foreground == ((1, 2, 3),)
+    assert parsed.refines_stored
 
 
 @pytest.mark.parametrize(
@@ -87,6 +115,21 @@ def test_empty_prompts_are_no_prompts():
         ({"roi": [1, 2, 3]}, "`roi` is"),
         ({"roi": "1,2,3,4"}, "`roi` is"),
         ({"roi": [1, 2, 3, None]}, "`roi` holds numbers"),
+        ({"roi": [[1, 2, 3, 4], [1, 2]]}, "`roi` is"),
+        ({"roi": [[1, 2, 3, 4], 7]}, "`roi` is"),
+        ({"roi": [[1, 2, 3, 4]] * 65}, "`roi` holds at most 64 boxes; got 65"),
+        ({"foreground": [[1, 2, 3]] * 201}, "`foreground` holds at most 200 points; got 201"),
+        ({"axis": 3}, "`axis` is 0, 1 or 2.*got 3"),
+        ({"axis": "z"}, "`axis` is 0, 1 or 2.*got 'z'"),
+        ({"axis": True}, "`axis` is 0, 1 or 2.*got True"),
+        ({"axis": [2]}, "`axis` is 0, 1 or 2"),
+        ({"mask": "/etc/passwd"}, "`mask` is 'best_label' or left out; got '/etc/passwd'"),
+        ({"propagate": "far"}, "`propagate` is true or false"),
+        ({"structures": {"label": "a"}}, "`structures` is a list"),
+        ({"structures": ["a"]}, "`structures` is a list"),
+        ({"structures": [{}] * 33}, "`structures` holds at most 32; got 33"),
+        ({"structures": [{"label": "a"}, {"label": "a"}]}, "one `label` more than once: a"),
+        ({"structures": [{"label": "a", "slice": "x"}]}, "`slice` holds numbers"),
         ({"roi": [1, 2, 3, float("nan")]}, "`roi` holds numbers"),
         ({"foreground": [1, 2, 3]}, "`foreground` is a list of points"),
         ({"foreground": [[1, 2]]}, "`foreground` is a list of points"),
@@ -100,3 +143,8 @@ def test_empty_prompts_are_no_prompts():
 def test_bad_prompts(request_params, says):
     with pytest.raises(RequestError, match=says):
         parse_prompt_request(request_params, VOLUME)
+
+
+def test_a_picture_has_no_other_axis():
+    with pytest.raises(RequestError, match="`axis` is 0, 1 or 2, the axis of the slices, and 2 in a 2D image; got 0"):
+        parse_prompt_request({"axis": 0}, PICTURE)

@@ -11,7 +11,7 @@ from samcorrect.lib.errors import LabelError
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
 from samcorrect.lib.loop.workspace import open_workspace
 from samcorrect.lib.store.volumes import read_label_map
-from samcorrect.lib.transforms.frame import labels_to_frame
+from samcorrect.lib.transforms.frame import labels_to_frame, to_frame
 
 
 def test_a_cohort_holds_each_image_with_its_label_in_the_frame(labelled, phantoms):
@@ -26,6 +26,17 @@ def test_a_cohort_holds_each_image_with_its_label_in_the_frame(labelled, phantom
     rows = np.flatnonzero(cohort.mask(3, 1).any((0, 2)))
     assert len(rows)
     assert rows.max() < 16
+
+
+def test_the_cohort_and_its_students_see_ct_in_the_window_of_the_protocol(labelled, phantoms, tmp_path):
+    path = tmp_path / "ct.yaml"
+    path.write_text((phantoms.images / "protocol.yaml").read_text() + "window_hu: [100, 150]\n")
+    workspace = labelled(protocol=path, shares_trainings=False)
+    cohort = load_cohort(workspace, best_labels(workspace))
+    assert cohort.config.window_hu == (100, 150)
+    array = workspace.store.read_image("case3").array
+    wanted = to_frame(np.clip((array - 100) / 50, 0, 1), 32)
+    assert torch.allclose(cohort.frames[cohort.spans[3]], wanted, atol=1e-6)
 
 
 def test_the_best_label_is_final_then_corrected_then_original(labelled, phantoms):

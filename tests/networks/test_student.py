@@ -201,6 +201,22 @@ def test_a_saved_student_predicts_the_same(rng, student, path):
     assert not loaded.network.training
 
 
+def test_a_student_keeps_its_window_and_older_files_have_none(tmp_path, student):
+    config = replace(CONFIG, window_hu=(-160.0, 240.0))
+    path = tmp_path / "ct.pt"
+    path.write_bytes(student_bytes(student.network, config))
+    loaded = load_student(path)
+    assert loaded.config.window_hu == (-160.0, 240.0)
+    # In this window both images are the same.
+    image = np.linspace(-400, 400, 16 * 16).reshape(16, 16, 1)
+    assert np.array_equal(loaded.predict_probs(image), loaded.predict_probs(image.clip(-160, 240)))
+    assert not np.array_equal(student.predict_probs(image), student.predict_probs(image.clip(-160, 240)))
+
+    document = document_of(CONFIG)
+    del document["config"]["window_hu"]
+    assert load_student(save(tmp_path / "old.pt", document)).config.window_hu is None
+
+
 def test_saving_a_loaded_student_gives_the_same_file(path):
     loaded = load_student(path)
 
@@ -306,6 +322,7 @@ def test_a_file_without_a_part_is_refused_and_the_part_named(tmp_path, key):
         ({"side_px": 0}, "side_px"),
         ({"side_px": 100}, "side_px"),
         ({"dropout": 2.0}, "dropout"),
+        ({"window_hu": (240.0, -160.0)}, "window_hu"),
         ({"indices": (1, 2, 3), "names": ("a", "b", "c")}, "size mismatch"),
         ({"side_px": "wide"}, "invalid literal"),
         ({"dims": "4d"}, "dims '4d'; wanted one of 2d, 2.5d, 3d"),
@@ -320,6 +337,7 @@ def test_a_file_without_a_part_is_refused_and_the_part_named(tmp_path, key):
         "no side",
         "a side that cannot be halved four times",
         "dropout above 1",
+        "window upside down",
         "a structure without weights",
         "text for a number",
         "no such dims",

@@ -76,6 +76,32 @@ def test_colour_becomes_luminance(tmp_path, mode):
     assert array[4, 2, 0] == (90 if mode == "LA" else pytest.approx(28.5, abs=1))
 
 
+def test_what_is_transparent_is_black(tmp_path):
+    # Half of 200 is seen at half opacity (128 / 255), and nothing where there is none.
+    picture = Image.new("RGBA", (9, 8), (200, 200, 200, 255))
+    picture.putpixel((4, 2), (200, 200, 200, 128))
+    picture.putpixel((5, 2), (250, 250, 250, 0))
+    picture.save(tmp_path / "a.png")
+    array = read_image(tmp_path / "a.png").array
+    assert [array[0, 0, 0], array[5, 2, 0]] == [200, 0]
+    assert array[4, 2, 0] == pytest.approx(200 * 128 / 255, abs=1)
+
+
+def test_colours_of_a_nifti_are_luminance_and_name_no_classes(tmp_path):
+    for channels, opacity in (("RGB", 1.0), ("RGBA", 51 / 255)):
+        voxels = np.zeros(SHAPE, [(name, "u1") for name in channels])
+        voxels["R"], voxels["G"], voxels["B"] = 100, 10, 200
+        if "A" in channels:
+            voxels["A"] = 51
+        nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "a.nii.gz")
+        # 29.9 + 5.87 + 22.8
+        array = read_image(tmp_path / "a.nii.gz").array
+        assert array.shape == SHAPE
+        assert np.allclose(array, opacity * 58.57)
+        with pytest.raises(LabelError, match=r"a\.nii\.gz.*RGB voxels.* names no classes"):
+            read_label_map(tmp_path / "a.nii.gz")
+
+
 def test_a_jpeg_and_an_upper_case_suffix_are_read(tmp_path):
     Image.new("L", (9, 8), 77).save(tmp_path / "A.JPG")
     assert suffix_of(Path("x/A.JPG")) == ".jpg"

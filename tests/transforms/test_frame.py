@@ -106,6 +106,16 @@ def test_intensities_are_clipped_at_their_percentiles_and_scaled():
     assert array[1000, 0, 0] == 1000
 
 
+def test_a_window_clips_and_scales_hounsfield_units_whatever_else_is_in_the_image():
+    array = np.array([-1024, -160, 40, 140, 240, 3071], np.int16).reshape(6, 1, 1)
+    # (40 + 160) / 400 and (140 + 160) / 400
+    assert np.allclose(normalise_intensity(array, (-160, 240)).ravel(), [0, 0, 0.5, 0.75, 1, 1])
+    assert np.allclose(normalise_intensity(array[2:4], (-160, 240)).ravel(), [0.5, 0.75])
+    # A constant image is where it lies in the window; outside of it, at its end.
+    assert np.array_equal(normalise_intensity(np.full((2, 2, 1), 90.0), (80, 100)), np.full((2, 2, 1), 0.5))
+    assert np.array_equal(normalise_intensity(np.full((2, 2, 1), 900), (80, 100)), np.ones((2, 2, 1)))
+
+
 @pytest.mark.parametrize("value", [0, -1000, 7.5])
 def test_a_constant_image_becomes_zero(value):
     scaled = normalise_intensity(np.full((8, 8, 2), value))

@@ -8,17 +8,28 @@ from typing import Annotated, Literal
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
 from samcorrect.lib.errors import ProtocolError
 
 MAX_INDEX = 255
+TOP_LEVEL_KEYS = ("structures", "window_hu")
 CSV_COLUMNS = ("image", "label", "x0", "y0", "x1", "y1")
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _ordered(window_hu: tuple[float, float]) -> tuple[float, float]:
+    if window_hu[0] >= window_hu[1]:
+        raise ValueError("a window is [low, high] in Hounsfield units with low below high")
+    return window_hu
+
+
+_HounsfieldUnits = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+WindowHu = Annotated[tuple[_HounsfieldUnits, _HounsfieldUnits], AfterValidator(_ordered)]
 
 
 class BoxPrompt(_Strict):
@@ -65,15 +76,24 @@ class StudentPrompt(_Strict):
 
 
 class Structure(_Strict):
-    """One anatomical structure and its prompt."""
+    """One anatomical structure, its prompt, and the window of CT values in which SAM sees it."""
 
     name: str = Field(min_length=1, max_length=64)
     index: int = Field(ge=1, le=MAX_INDEX, strict=True)
     prompt: Annotated[BoxPrompt | BoxesFilePrompt | StudentPrompt, Field(discriminator="source")]
+    window_hu: WindowHu | None = None
 
 
-class Protocol(_Strict):
-    """What to segment and how it is prompted."""
+class _TopLevel(_Strict):
+    window_hu: WindowHu | None = None
+
+
+class Protocol(_TopLevel):
+    """What to segment and how it is prompted.
+
+    `window_hu` says that the images are CT and is the window of every structure that has none of its own. Without any
+    window images are scaled by their percentiles.
+    """
 
     structures: tuple[Structure, ...] = Field(min_length=1)
     digest: str = ""
@@ -88,6 +108,21 @@ class Protocol(_Strict):
     def names(self) -> tuple[str, ...]:
         """Structure names in the order of the file."""
         return tuple(s.name for s in self.structures)
+
+    @property
+    def image_window_hu(self) -> tuple[float, float] | None:
+        """The window of the whole image, in which the student sees it: the protocol's, else the least that holds the
+        windows of all structures.
+        """
+        own = [s.window_hu for s in self.structures if s.window_hu is not None]
+        if self.window_hu is not None or not own:
+            return self.window_hu
+        return min(low for low, _ in own), max(high for _, high in own)
+
+    def window_of(self, name: str) -> tuple[float, float] | None:
+        """The window in which SAM sees a structure; the image's for a name that the protocol does not have."""
+        own = next((s.window_hu for s in self.structures if s.name == name), None)
+        return own or self.image_window_hu
 
     def box_vox(self, structure: Structure, image_name: str, shape_hwd: tuple[int, int, int]) -> np.ndarray | None:
         """The structure's box in one image.
@@ -136,9 +171,18 @@ def load_protocol(path: Path) -> Protocol:
         raise ProtocolError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict) or not isinstance(document.get("structures"), list) or not document["structures"]:
         raise ProtocolError(
-            f"{path}: the top level holds one key, `structures`, a list of at least one; got {document!r:.80}"
+            f"{path}: the top level holds the key `structures`, a list of at least one; got {document!r:.80}"
         )
-    faults = [f"{key}: no such key; the top level holds `structures` alone" for key in document if key != "structures"]
+    faults = [
+        f"{key}: no such key; the top level holds {' and '.join(TOP_LEVEL_KEYS)}"
+        for key in document
+        if key not in TOP_LEVEL_KEYS
+    ]
+    window_hu = None
+    try:
+        window_hu = _TopLevel(window_hu=document.get("window_hu")).window_hu
+    except ValidationError as error:
+        faults += [_fault(fault) for fault in error.errors()]
     structures = []
     for number, entry in enumerate(document["structures"], start=1):
         try:
@@ -146,18 +190,30 @@ def load_protocol(path: Path) -> Protocol:
         except ValidationError as error:
             faults += [f"structures.{number}.{_fault(fault)}" for fault in error.errors()]
     faults += _duplicates(document["structures"])
+    faults += _missing_windows(structures) if document.get("window_hu") is None else []
     boxes, file_faults, boxes_content = _boxes_of(document["structures"], path.parent)
     faults += file_faults
     if faults:
         lines = "\n".join(f"  - {fault}" for fault in faults)
         raise ProtocolError(f"{path}: {len(faults)} fault(s) in the protocol:\n{lines}")
     digest = hashlib.sha256(content + boxes_content).hexdigest()
-    return Protocol(structures=tuple(structures), digest=digest, boxes=boxes)
+    return Protocol(structures=tuple(structures), window_hu=window_hu, digest=digest, boxes=boxes)
 
 
 def _fault(fault: ErrorDetails) -> str:
     place = ".".join(str(part + 1) if isinstance(part, int) else str(part) for part in fault["loc"])
     return f"{place}: {fault['msg'].removeprefix('Value error, ')} (got {fault['input']!r:.80})"
+
+
+def _missing_windows(structures: list[Structure]) -> list[str]:
+    """An image is CT for all of its structures or for none."""
+    lacking = [s.name for s in structures if s.window_hu is None]
+    if not lacking or len(lacking) == len(structures):
+        return []
+    return [
+        f"window_hu: other structures have one and {', '.join(map(repr, lacking))} none; give each its own, "
+        "or one for all at the top level"
+    ]
 
 
 def _duplicates(entries: list) -> list[str]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from monailabel.interfaces.tasks.train import TrainTask
 
 from samcorrect.lib.infers.base import MaskTask
-from samcorrect.lib.infers.sam import SamPromptTask, SamTask
+from samcorrect.lib.infers.sam import SamPromptTask, SamTask, SamVolumeTask
 from samcorrect.lib.infers.stored import BestLabelTask, CorrectedLabelTask
 from samcorrect.lib.infers.student import StudentTask
 from samcorrect.lib.trainers.student import StudentTrainer
@@ -29,6 +29,7 @@ class TaskConfig:
 MODELS = {
     "sam": TaskConfig(SamTask),
     "sam_prompt": TaskConfig(SamPromptTask, needs_protocol=False),
+    "sam_volume": TaskConfig(SamVolumeTask, needs_protocol=False),
     "student": TaskConfig(StudentTask, StudentTrainer),
     "corrected_label": TaskConfig(CorrectedLabelTask),
     "best_label": TaskConfig(BestLabelTask, needs_protocol=False),

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from samcorrect.lib.errors import RequestError, UnknownLabelError
+from samcorrect.lib.errors import UnknownLabelError
 from samcorrect.lib.infers.base import MaskTask, Segmented
-from samcorrect.lib.infers.request import InferRequest
+from samcorrect.lib.infers.request import InferRequest, require_stored
 from samcorrect.lib.loop.correction import correct_image
 from samcorrect.lib.store.label_names import name_indices
 from samcorrect.lib.store.volumes import Volume
@@ -21,7 +21,7 @@ class BestLabelTask(MaskTask):
     def segment(self, infer_request: InferRequest, volume: Volume, request: Mapping[str, Any]) -> Segmented:
         """Read the label. Raises UnknownLabelError where there is none."""
         store = self.workspace.store
-        image_id = _require_stored(infer_request)
+        image_id = require_stored(infer_request)
         row = store.ledger.best_label(image_id, with_rejected=True)
         if row is None:
             raise UnknownLabelError(f"{image_id} has no label yet; infer with the model sam makes one")
@@ -40,7 +40,7 @@ class CorrectedLabelTask(MaskTask):
 
     def segment(self, infer_request: InferRequest, volume: Volume, request: Mapping[str, Any]) -> Segmented:
         """Read the correction. Raises UnknownLabelError where the label was not corrected."""
-        made = correct_image(self.workspace, _require_stored(infer_request))
+        made = correct_image(self.workspace, require_stored(infer_request))
         params = {
             "reasons": made.reasons,
             "score_before": made.score_before,
@@ -70,9 +70,3 @@ def summarise_changes(change_map: np.ndarray) -> dict[str, Any]:
     starts, stops = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
     runs = np.stack([starts, stops - starts], 1).tolist()
     return {"n_voxels": len(where), "box": box, "shape": list(change_map.shape), "runs": runs}
-
-
-def _require_stored(infer_request: InferRequest) -> str:
-    if infer_request.image_id is None:
-        raise RequestError("the image of an upload session has no stored label: add it with PUT /datastore/image first")
-    return infer_request.image_id

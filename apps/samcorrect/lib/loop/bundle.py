@@ -122,7 +122,12 @@ def _inference(student: Student) -> dict[str, Any]:
         "preprocessing": {
             "_target_": "Compose",
             "transforms": [
-                {"_target_": f"{TRANSFORMS}.ReadFramed", "keys": "image", "side_px": student.config.side_px}
+                {
+                    "_target_": f"{TRANSFORMS}.ReadFramed",
+                    "keys": "image",
+                    "side_px": student.config.side_px,
+                    "window_hu": student.config.window_hu,
+                }
             ],
         },
         "dataset": {

@@ -27,17 +27,24 @@ SHAPE = "spatial_shape"
 class ReadFramed(MapTransform):
     """A file of `store.volumes` becomes the student's frames: (1, side, side, D) float32 in [0, 1], D slices."""
 
-    def __init__(self, keys: KeysCollection, side_px: int, allow_missing_keys: bool = False):
-        """Read the files at `keys` into frames of `side_px`."""
+    def __init__(
+        self,
+        keys: KeysCollection,
+        side_px: int,
+        window_hu: Sequence[float] | None = None,
+        allow_missing_keys: bool = False,
+    ):
+        """Read the files at `keys` into frames of `side_px`, CT by its window."""
         super().__init__(keys, allow_missing_keys)
         self.side_px = side_px
+        self.window_hu = None if window_hu is None else tuple(window_hu)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Raises ImageError where a file cannot be read."""
         told = dict(data)
         for key in self.key_iterator(told):
             volume = read_image(Path(told[key]))
-            frames = to_frame(normalise_intensity(volume.array), self.side_px).permute(1, 2, 0)[None]
+            frames = to_frame(normalise_intensity(volume.array, self.window_hu), self.side_px).permute(1, 2, 0)[None]
             meta = {"filename_or_obj": str(told[key]), SHAPE: np.array(volume.array.shape)}
             told[key] = MetaTensor(frames, affine=torch.from_numpy(volume.affine), meta=meta)
         return told

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from samcorrect.lib.core.boxes import box_of_mask, candidate_boxes, clip_boxes
+from samcorrect.lib.core.boxes import box_of_mask, candidate_boxes
 from samcorrect.lib.errors import ProtocolError, StoreError
+from samcorrect.lib.loop.propagation import CarriedMasks, carry_masks
 from samcorrect.lib.loop.workspace import Models
+from samcorrect.lib.networks.clicks import MASK_PROMPT_LOGIT
 from samcorrect.lib.networks.sam import stability_scores
 from samcorrect.lib.networks.student import Student
 from samcorrect.lib.store.files import write_bytes_atomically
@@ -23,10 +25,6 @@ logger = logging.getLogger(__name__)
 
 # Raised whenever prompts or preprocessing change, so that candidates of another release are not taken for ours.
 CANDIDATES_FORMAT = 2
-# The box around a neighbouring slice's mask is widened by this share of its size, since structures grow and shrink.
-NEIGHBOUR_MARGIN = 0.10
-# SAM's own masks have logits of about this size well inside and outside of an object.
-MASK_PROMPT_LOGIT = 8.0
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,8 @@ def find_candidates(workspace: Models, volume: Volume, image_name: str) -> list[
     known = _load(path, len(protocol.structures))
     if known is not None:
         return known
-    frames = to_frame(normalise_intensity(volume.array), sam.side_px)
+    windows = [protocol.window_of(structure.name) for structure in protocol.structures]
+    frames = {w: to_frame(normalise_intensity(volume.array, w), sam.side_px) for w in dict.fromkeys(windows)}
     student_label = student.predict(volume.array) if student else None
     found = []
     for number, structure in enumerate(protocol.structures):
@@ -108,7 +107,7 @@ def find_candidates(workspace: Models, volume: Volume, image_name: str) -> list[
             mask = student_label == structure.index
             box, hint = box_of_mask(mask), to_frame(mask.astype(np.float32), sam.mask_px)
         rng = np.random.default_rng([settings.seed, number, jitter_seed])
-        found.append(_structure_candidates(workspace, frames, volume.array.shape, box, hint, rng))
+        found.append(_structure_candidates(workspace, frames[windows[number]], volume.array.shape, box, hint, rng))
     _save(path, found)
     return found
 
@@ -125,55 +124,37 @@ def _structure_candidates(
 
     With a hint (a soft mask over SAM's frame, `mask_px` wide) candidate 0 is prompted by its box and the hint together.
     """
-    n_candidates, side, n_slices = workspace.settings.n_prompts, workspace.sam.side_px, shape_hwd[2]
-    masks = np.zeros((n_candidates, n_slices, workspace.sam.mask_px, workspace.sam.mask_px), bool)
+    n_candidates, side, n_slices = workspace.settings.n_prompts, workspace.sam.mask_px, shape_hwd[2]
+    masks = np.zeros((n_candidates, n_slices, side, side), bool)
     if box is None:
         return Candidates(masks, np.zeros(n_candidates), np.zeros(n_candidates), np.zeros((n_candidates, 4)))
     boxes = candidate_boxes(box[:2], shape_hwd[:2], n_candidates=n_candidates, rng=rng)
+    limits = boxes_to_frame(boxes, shape_hwd[:2], side)
     first, last = int(np.floor(box[2, 0])), min(n_slices, int(np.ceil(box[2, 1])))
     middle = (first + last) // 2
     iou_sum, stability_sum, n_prompted = np.zeros(n_candidates), np.zeros(n_candidates), np.zeros(n_candidates)
-    for order in (range(middle, last), range(middle - 1, first - 1, -1)):
-        step = 1 if order.step == 1 else -1
-        for slice_index in order:
-            prompts, is_prompted = boxes, np.ones(n_candidates, bool)
-            if slice_index != middle:
-                prompts, is_prompted = _boxes_of_neighbours(masks[:, slice_index - step], boxes, shape_hwd[:2])
-            if not is_prompted.any():
-                break
-            embedding = workspace.embeddings.embedding(workspace.sam, frames[slice_index])
-            logits, iou = workspace.sam.decode(
-                embedding, boxes=boxes_to_frame(prompts[is_prompted], shape_hwd[:2], side)
-            )
-            if hint is not None and is_prompted[0]:
-                both = boxes_to_frame(prompts[:1], shape_hwd[:2], side)
-                as_logits = (2 * hint[slice_index] - 1) * MASK_PROMPT_LOGIT
-                logits[:1], iou[:1] = workspace.sam.decode(embedding, boxes=both, mask_logits=as_logits)
-            masks[is_prompted, slice_index] = (logits > 0).numpy()
-            iou_sum[is_prompted] += iou
-            stability_sum[is_prompted] += stability_scores(logits)
-            n_prompted += is_prompted
+
+    def decode(slice_index: int, prompts: np.ndarray, is_prompted: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+        embedding = workspace.embeddings.embedding(workspace.sam, frames[slice_index])
+        logits, iou = workspace.sam.decode(embedding, boxes=prompts)
+        if hint is not None and is_prompted[0]:
+            as_logits = (2 * hint[slice_index] - 1) * MASK_PROMPT_LOGIT
+            logits[:1], iou[:1] = workspace.sam.decode(embedding, boxes=prompts[:1], mask_logits=as_logits)
+        return logits, iou
+
+    def keep(found: CarriedMasks) -> None:
+        masks[found.is_prompted, found.slice_index] = (found.logits > 0).numpy()
+        iou_sum[found.is_prompted] += found.predicted_iou
+        stability_sum[found.is_prompted] += stability_scores(found.logits)
+        n_prompted[:] += found.is_prompted
+
+    all_on = np.ones(n_candidates, bool)
+    keep(CarriedMasks(middle, all_on, *decode(middle, limits, all_on)))
+    for slices in (range(middle + 1, last), range(middle - 1, first - 1, -1)):
+        for found in carry_masks(decode, masks[:, middle], slices, limits):
+            keep(found)
     n_prompted = np.maximum(n_prompted, 1)
     return Candidates(masks, iou_sum / n_prompted, stability_sum / n_prompted, boxes)
-
-
-def _boxes_of_neighbours(
-    neighbours: np.ndarray, limits: np.ndarray, shape_hw: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes for the next slice from the masks (K, side, side) beside it, kept inside each candidate's own box."""
-    scale = max(shape_hw) / neighbours.shape[-1]
-    boxes, is_prompted = limits.copy(), np.zeros(len(neighbours), bool)
-    for number, mask in enumerate(neighbours):
-        box = box_of_mask(mask)
-        if box is None:
-            continue
-        margin = NEIGHBOUR_MARGIN * (box[:, 1] - box[:, 0])
-        grown = np.concatenate([box[:, 0] - margin, box[:, 1] + margin]) * scale
-        boxes[number] = np.concatenate(
-            [np.maximum(grown[:2], limits[number, :2]), np.minimum(grown[2:], limits[number, 2:])]
-        )
-        is_prompted[number] = True
-    return clip_boxes(boxes, shape_hw), is_prompted
 
 
 def _save(path: Path, found: list[Candidates]) -> None:

@@ -111,6 +111,9 @@ def load_cohort(
     protocol, store = workspace.require_protocol(), workspace.store
     rows = [row for row in store.ledger.images() if row.id in labels]
     side = workspace.settings.student_side_px
+    config = StudentConfig(
+        protocol.names, protocol.indices, side, dims=workspace.settings.student_dims, window_hu=protocol.image_window_hu
+    )
     images, used, affines, shapes, frames, targets = [], [], [], [], [], []
     for done, row in enumerate(rows):
         try:
@@ -124,12 +127,11 @@ def load_cohort(
         used.append(labels[row.id])
         affines.append(volume.affine)
         shapes.append(volume.array.shape)
-        frames.append(to_frame(normalise_intensity(volume.array), side))
+        frames.append(to_frame(normalise_intensity(volume.array, config.window_hu), side))
         targets.append(labels_to_frame(label_map, protocol.indices, side))
         progress(STAGE_READ, done + 1, len(rows))
     if not images:
         raise LabelError("no image has a label yet; run `samcorrect pseudo-label` or `samcorrect import-labels` first")
     ends = np.cumsum([shape[2] for shape in shapes])
     spans = [slice(int(end - shape[2]), int(end)) for end, shape in zip(ends, shapes, strict=True)]
-    config = StudentConfig(protocol.names, protocol.indices, side, dims=workspace.settings.student_dims)
     return Cohort(images, used, affines, shapes, spans, torch.cat(frames), torch.cat(targets), config)

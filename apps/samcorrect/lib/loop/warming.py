@@ -6,31 +6,21 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
+from samcorrect.lib.loop.prompted import Prompts
+from samcorrect.lib.loop.slices import Slices
 from samcorrect.lib.loop.workspace import Workspace
-from samcorrect.lib.store.volumes import Volume
-from samcorrect.lib.transforms.frame import to_frame
-from samcorrect.lib.transforms.intensity import scale_intensity
 
 # How many of the queue's next images are made ready beside the one that was just served.
 N_HEAD = 2
 
 
-def slice_embedding(workspace: Workspace, volume: Volume, slice_index: int) -> torch.Tensor:
-    """SAM's embedding of one slice, from the cache where it was encoded before.
-
-    Only that slice is scaled and resized; the result is that of a whole volume's frames.
-    """
-    pixels = scale_intensity(volume.array[..., slice_index : slice_index + 1], volume.intensity_range)
-    return workspace.embeddings.embedding(workspace.sam, to_frame(pixels, workspace.sam.side_px)[0])
-
-
-def warm_beside(workspace: Workspace, path: Path, slice_index: int | None) -> None:
-    """Encode the slices next to one that was clicked, nearest first, in the background."""
-    if workspace.settings.warm_slices and slice_index is not None:
-        steps = _encode_beside(workspace, path, slice_index)
-        workspace.warmer.add((path, slice_index), steps, is_urgent=True)
+def warm_beside(workspace: Workspace, path: Path, prompts: Prompts) -> None:
+    """Encode the slices next to the one that was clicked, nearest first, in the background."""
+    number = prompts.clicked_slice
+    if workspace.settings.warm_slices and number is not None:
+        window_hu = workspace.protocol.window_of(prompts.label) if workspace.protocol else None
+        steps = _encode_beside(workspace, path, number, prompts.axis, window_hu)
+        workspace.warmer.add((path, number, prompts.axis, window_hu), steps, is_urgent=True)
 
 
 def warm_queue(workspace: Workspace, served: str | None = None) -> None:
@@ -53,15 +43,19 @@ def _encode_stored(workspace: Workspace, image_id: str, *, is_served: bool) -> I
     path = workspace.store.image_path(workspace.store.ledger.image(image_id))
     volume = workspace.volumes.read(path, may_evict=is_served)
     yield
-    yield from _encode_around(workspace, volume, volume.array.shape[2] // 2)
+    protocol = workspace.protocol
+    for window_hu in dict.fromkeys(protocol.window_of(name) for name in protocol.names) if protocol else (None,):
+        yield from _encode_around(workspace, Slices(workspace, volume, 2, window_hu), volume.array.shape[2] // 2)
 
 
-def _encode_beside(workspace: Workspace, path: Path, slice_index: int) -> Iterator[None]:
-    yield from _encode_around(workspace, workspace.volumes.read(path), slice_index)
+def _encode_beside(
+    workspace: Workspace, path: Path, number: int, axis: int, window_hu: tuple[float, float] | None
+) -> Iterator[None]:
+    yield from _encode_around(workspace, Slices(workspace, workspace.volumes.read(path), axis, window_hu), number)
 
 
-def _encode_around(workspace: Workspace, volume: Volume, center: int) -> Iterator[None]:
-    nearest_first = sorted(range(volume.array.shape[2]), key=lambda k: abs(k - center))
+def _encode_around(workspace: Workspace, slices: Slices, center: int) -> Iterator[None]:
+    nearest_first = sorted(range(slices.shape[2]), key=lambda k: abs(k - center))
     for k in nearest_first[: 2 * workspace.settings.warm_slices + 1]:
-        slice_embedding(workspace, volume, k)
+        slices.embedding(k)
         yield

@@ -11,6 +11,7 @@ import torch
 from samcorrect.lib.errors import ProtocolError
 from samcorrect.lib.loop.sam_models import configured_model
 from samcorrect.lib.loop.warmer import Warmer
+from samcorrect.lib.networks.clicks import MarkedMemory
 from samcorrect.lib.networks.embedding_cache import EmbeddingCache
 from samcorrect.lib.networks.registry import CATALOGUE, DEFAULT_MODEL, SamEntry, load_model
 from samcorrect.lib.networks.sam import SamModel
@@ -51,6 +52,7 @@ class Models:
         settings: The settings.
         cache_dir: What can be made anew: SAM's embeddings and candidate masks.
         embeddings: SAM's encodings on disk.
+        marked: The last results of clicks, in memory.
     """
 
     def __init__(
@@ -120,6 +122,7 @@ class Workspace(Models):
         self.store = store
         self.volumes = VolumeCache(settings.volume_cache_mb * 2**20)
         self.warmer = Warmer()
+        self.marked = MarkedMemory()
 
     def require_protocol(self) -> Protocol:
         """The protocol. Raises ProtocolError, saying where to put one, where there is none."""

@@ -22,7 +22,8 @@ def onnx_bytes(student: Student) -> bytes:
 
     Both are float32 and N is free; where a student sees neighbouring slices, they are its channels, in order.
     `metadata_props` has `structures` (JSON, name to label index, in channel order from channel 1 on),
-    `indices` (JSON), `side_px` and `digest`, that of the student's own file.
+    `indices` (JSON), `side_px`, `window_hu` (JSON; null where images are scaled by percentiles) and `digest`, that of
+    the student's own file.
 
     Raises:
         DependencyError: The packages that write ONNX are not installed.
@@ -50,6 +51,7 @@ def onnx_bytes(student: Student) -> bytes:
         "structures": json.dumps(dict(zip(student.names, student.indices, strict=True))),
         "indices": json.dumps(student.indices),
         "side_px": str(side_px),
+        "window_hu": json.dumps(student.config.window_hu),
         "digest": student.digest,
     }
     onnx.helper.set_model_props(model, told)

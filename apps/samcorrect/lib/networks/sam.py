@@ -114,15 +114,16 @@ class SamModel:
 
         Args:
             embedding: From `encode`.
-            boxes: (N, 4) of [start0, start1, stop0, stop1] in frame pixels along the array axes; one mask each.
-            points: (axis 0, axis 1, is_foreground) in frame pixels, added to every box, or the only prompt.
+            boxes: (N, 4) of [start0, start1, stop0, stop1] in pixels of a mask along the array axes; one mask each.
+            points: (axis 0, axis 1, is_foreground) in pixels of a mask, added to every box, or the only prompt.
             mask_logits: (mask_px, mask_px) logits of an earlier mask of the same slice.
 
         Returns:
             (N, mask_px, mask_px) float32 logits (a mask is where they are above 0) and (N,) predicted IoU.
         """
-        given = None if boxes is None else torch.as_tensor(boxes, dtype=torch.float32, device=self._device)
-        coordinates = torch.tensor([[p[:2] for p in points]], dtype=torch.float32, device=self._device)
+        scale = self.side_px / self.mask_px
+        given = None if boxes is None else scale * torch.as_tensor(boxes, dtype=torch.float32, device=self._device)
+        coordinates = scale * torch.tensor([[p[:2] for p in points]], dtype=torch.float32, device=self._device)
         signs = torch.tensor([[int(p[2]) for p in points]], dtype=torch.int64, device=self._device)
         dense = None if mask_logits is None else mask_logits.T[None, None].float().to(self._device)
         keys = embedding[None].to(self._device, self._precision)

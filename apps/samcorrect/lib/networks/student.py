@@ -29,13 +29,17 @@ SLICES_PER_BATCH = 16
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """What a student segments and how its network is built; `indices[k]` is the label index of output channel k + 1."""
+    """What a student segments, how its network is built and in which window it sees CT.
+
+    `indices[k]` is the label index of output channel k + 1.
+    """
 
     names: tuple[str, ...]
     indices: tuple[int, ...]
     side_px: int
     dropout: float = 0.0
     dims: StudentDims = "2d"
+    window_hu: tuple[float, float] | None = None
 
 
 class Student:
@@ -71,7 +75,7 @@ class Student:
         Returns:
             (K + 1, H, W, D) float32, channel 0 is background, sums to 1 over channels.
         """
-        frames = to_frame(normalise_intensity(array_hwd), self.config.side_px)
+        frames = to_frame(normalise_intensity(array_hwd, self.config.window_hu), self.config.side_px)
         return probs_to_grid(predict_frames(self.network, frames), array_hwd.shape[:2])
 
     def predict(self, array_hwd: np.ndarray) -> np.ndarray:
@@ -192,12 +196,14 @@ def load_student(path: Path) -> Student:
 
 def _read_config(fields: dict) -> StudentConfig:
     """The configuration in a student's file; ValueError where no image could be segmented with it."""
+    window_hu = fields.get("window_hu")
     config = StudentConfig(
         names=tuple(map(str, fields["names"])),
         indices=tuple(map(int, fields["indices"])),
         side_px=int(fields["side_px"]),
         dropout=float(fields["dropout"]),
         dims=fields.get("dims", "2d"),
+        window_hu=None if window_hu is None else tuple(map(float, window_hu)),
     )
     n_indices, step_px = len(config.indices), math.prod(STRIDES)
     if n_indices == 0 or len(config.names) != n_indices:
@@ -210,4 +216,6 @@ def _read_config(fields: dict) -> StudentConfig:
         raise ValueError(f"dropout {config.dropout}; wanted a share in [0, 1)")
     if config.dims not in get_args(StudentDims):
         raise ValueError(f"dims {config.dims!r}; wanted one of {', '.join(get_args(StudentDims))}")
+    if config.window_hu is not None and not (len(config.window_hu) == 2 and np.diff(config.window_hu) > 0):
+        raise ValueError(f"window_hu {config.window_hu}; wanted two values, the lower first")
     return config

@@ -15,15 +15,13 @@ import SimpleITK
 from pydicom.dataset import Dataset
 
 from samcorrect.lib.errors import ImageError
-from samcorrect.lib.store.volumes import DIRECTION_TOLERANCE, LPS_TO_RAS, MAX_VOXELS, Volume
+from samcorrect.lib.store.volumes import DIRECTION_TOLERANCE, LPS_TO_RAS, LUMINANCE, MAX_VOXELS, Volume
 
 # How far a slice may lie from where equal spacing puts it, in slice distances. Scanners round positions to 0.1 mm (8%
 # of a 0.625 mm step); one missing slice moves its neighbours by half a step or more.
 POSITION_TOLERANCE = 0.1
 DUPLICATE_MM = 1e-3
 ADVICE = "send its volumes to the PACS as series of their own"
-# Rec. 601, as Pillow makes grey of colour.
-LUMINANCE = np.array([0.299, 0.587, 0.114])
 MODALITY_UNITS = ("RescaleSlope", "RescaleIntercept", "RealWorldValueMappingSequence")
 
 

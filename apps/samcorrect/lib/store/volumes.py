@@ -26,6 +26,8 @@ from samcorrect.lib.transforms.intensity import intensity_range
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 LABEL_SUFFIXES = (".nii.gz", ".nii", ".nrrd")
 IMAGE_SUFFIXES = (*LABEL_SUFFIXES, *PICTURE_SUFFIXES)
+# Rec. 601, as Pillow makes grey of colour.
+LUMINANCE = np.array([0.299, 0.587, 0.114])
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # Below this no network of ours sees anything: SAM's encoder keeps one token for 16 x 16 pixels.
 MIN_SIDE_VOX = 8
@@ -104,7 +106,7 @@ def suffix_of(path: Path) -> str:
 
 
 def read_image(path: Path) -> Volume:
-    """Read an image as float32; colour becomes luminance.
+    """Read an image as float32; colour becomes luminance, as seen on black where it is transparent.
 
     Raises:
         ImageError: Not a readable 2D or 3D image, or it holds NaN or infinite values; the message names the file.
@@ -206,16 +208,8 @@ def write_label_map(path: Path, label_map: np.ndarray, affine: np.ndarray, *, is
 
 
 def encode_label_map(path: Path, array: np.ndarray, affine: np.ndarray, *, is_compressed: bool = True) -> None:
-    """Write a label map as `write_label_map` does, straight into the file: for one that lives until a reply is sent.
-
-    Args:
-        path: One of LABEL_SUFFIXES.
-        array: (H, W, D) uint8; fastest where its slices lie side by side (order "F"), as they do in the file.
-        affine: (4, 4), voxel index to RAS mm.
-        is_compressed: As for `write_label_map`.
-
-    Raises:
-        OSError: The file cannot be written.
+    """Write a uint8 label map as `write_label_map` does, straight into the file: for one that lives until a reply is
+    sent. Fastest where its slices lie side by side (order "F"). Raises OSError where the file cannot be written.
     """
     if suffix_of(path) != ".nrrd":
         image = nib.Nifti1Image(array, affine)
@@ -259,7 +253,7 @@ def _read(path: Path, error_type: type[Exception]) -> tuple[np.ndarray, np.ndarr
         raise error_type(f"{path.name}: the file is empty")
     try:
         if suffix in (".nii.gz", ".nii"):
-            array, affine = _read_nifti(path)
+            array, affine = _read_nifti(path, is_label=error_type is LabelError)
         elif suffix == ".nrrd":
             array, affine = _read_nrrd(path)
         else:
@@ -302,7 +296,7 @@ def _check_claim(path: Path, shape: tuple[int, ...], itemsize: int, *, inflation
         )
 
 
-def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _read_nifti(path: Path, *, is_label: bool) -> tuple[np.ndarray, np.ndarray]:
     is_gzip = suffix_of(path) == ".nii.gz"
     with gzip.open(path) if is_gzip else path.open("rb") as stream:
         start = stream.read(nib.Nifti2Header.sizeof_hdr)
@@ -311,15 +305,18 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
         header = image_class.header_class(start[: image_class.header_class.sizeof_hdr], check=False)
         if header["vox_offset"] > MAX_HEADER_BYTES:
             raise ValueError(f"a header of {header['vox_offset']:.0f} bytes; {MAX_HEADER_BYTES} are the limit")
-        if header.get_data_dtype().fields is not None:
-            raise ValueError("RGB voxels are not supported; store one value per voxel")
-        itemsize = header.get_data_dtype().itemsize
-        _check_claim(path, header.get_data_shape(), itemsize, inflation=MAX_INFLATION if is_gzip else 1)
+        dtype = header.get_data_dtype()
+        if dtype.fields is not None and is_label:
+            raise ValueError("a label in colours (RGB voxels) names no classes; store one value per voxel")
+        _check_claim(path, header.get_data_shape(), dtype.itemsize, inflation=MAX_INFLATION if is_gzip else 1)
         stream.seek(0)
         image = image_class.from_stream(stream)
         array = np.asanyarray(image.dataobj)
         while is_gzip and stream.read(READ_BYTES):
             pass  # gzip compares its checksum at the end of the file alone, which nibabel does not ask for
+    if dtype.fields is not None:
+        opacity = array["A"] / 255 if "A" in dtype.fields else 1.0
+        array = opacity * sum(weight * array[name] for weight, name in zip(LUMINANCE, "RGB", strict=True))
     return array, np.asarray(image.affine, dtype=np.float64)
 
 
@@ -373,12 +370,12 @@ def _read_picture(path: Path, *, is_label: bool) -> tuple[np.ndarray, np.ndarray
         elif picture.mode in ("1", "L", "I", "I;16", "I;16B", "F"):
             array = np.asarray(picture)
         else:
-            colours = picture.convert("RGB")
+            opaque = Image.new("RGBA", picture.size, "black")
+            opaque = picture if is_label else Image.alpha_composite(opaque, picture.convert("RGBA"))
+            colours = opaque.convert("RGB")
             array = np.asarray(colours.convert("L"))
             if is_label and not (np.asarray(colours) == array[..., None]).all():
-                raise ValueError(
-                    f"a label in colours (mode {picture.mode}) names no classes; store them as grey values"
-                )
+                raise ValueError(f"a label in colours ({picture.mode}) names no classes; store them as grey values")
     return array.T, LPS_TO_RAS.copy()
 
 

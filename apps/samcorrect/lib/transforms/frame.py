@@ -1,6 +1,8 @@
 """The one preprocessing: an (H, W, D) image becomes D square slices of one side with intensities in [0, 1], and back.
 
-SAM and the student see the same frame in different sides; nothing else prepares images.
+SAM and the student see the same frame in different sides; nothing else prepares images. What tells CT from the rest is
+the protocol's `window_hu`; nothing is guessed from the values. Colour is luminance from the reader on: SAM gets it as
+three equal channels, the student as one.
 """
 
 import numpy as np
@@ -13,16 +15,23 @@ from samcorrect.lib.transforms.intensity import intensity_range, scale_intensity
 MASK_PX = 256
 
 
-def normalise_intensity(array: np.ndarray) -> np.ndarray:
-    """Clip an image at its own percentiles and scale it to [0, 1].
+def normalise_intensity(array: np.ndarray, window_hu: tuple[float, float] | None = None) -> np.ndarray:
+    """Clip an image at a window of Hounsfield units, or at its own percentiles, and scale it to [0, 1].
 
     Args:
         array: Any shape, finite, at least one value.
+        window_hu: Low and high end, low < high; None where values have no fixed unit (MR, radiographs, ultrasound).
 
     Returns:
-        float32 of the same shape; all zero where the image is constant.
+        float32 of the same shape; all zero where there is no window and the image is constant.
     """
-    return scale_intensity(array, intensity_range(array))
+    return scale_intensity(array, window_hu or intensity_range(array))
+
+
+def seen_size(shape_hw: tuple[int, int], spacing_mm: tuple[float, float]) -> tuple[int, int]:
+    """The size at which a slice of oblong pixels has square ones, so that a network sees true proportions."""
+    finest_mm = min(spacing_mm)
+    return tuple(max(1, round(n * mm / finest_mm)) for n, mm in zip(shape_hw, spacing_mm, strict=True))
 
 
 def content_size(shape_hw: tuple[int, int], side_px: int) -> tuple[int, int]:
@@ -36,19 +45,20 @@ def content_size(shape_hw: tuple[int, int], side_px: int) -> tuple[int, int]:
     return step * max(1, round(shape_hw[0] * scale)), step * max(1, round(shape_hw[1] * scale))
 
 
-def to_frame(array_hwd: np.ndarray, side_px: int) -> torch.Tensor:
+def to_frame(array_hwd: np.ndarray, side_px: int, *, seen_hw: tuple[int, int] | None = None) -> torch.Tensor:
     """Resize slices of an image or a soft mask so that the longest side is `side_px`, padded with 0 at the far ends.
 
     Args:
         array_hwd: (H, W, D) float.
         side_px: Side of the square frame.
+        seen_hw: From `seen_size`, where pixels are not square; the array's own by default.
 
     Returns:
         (D, side, side) float32; each slice is what it would be alone.
     """
     slices = torch.from_numpy(np.ascontiguousarray(array_hwd, dtype=np.float32)).permute(2, 0, 1)[:, None]
-    size = content_size(array_hwd.shape[:2], side_px)
-    shrinks = size[0] < array_hwd.shape[0]
+    size = content_size(seen_hw or array_hwd.shape[:2], side_px)
+    shrinks = size[0] < array_hwd.shape[0] or size[1] < array_hwd.shape[1]
     resized = interpolate(slices, size=size, mode="bilinear", align_corners=False, antialias=shrinks)
     return pad(resized, (0, side_px - size[1], 0, side_px - size[0]))[:, 0]
 
@@ -69,22 +79,30 @@ def labels_to_frame(label_map_hwd: np.ndarray, indices: tuple[int, ...], side_px
     return torch.where(strongest >= 0.5, channel + 1, torch.zeros_like(channel))
 
 
-def from_frame(frames: torch.Tensor, shape_hw: tuple[int, int]) -> torch.Tensor:
+def from_frame(
+    frames: torch.Tensor, shape_hw: tuple[int, int], *, seen_hw: tuple[int, int] | None = None
+) -> torch.Tensor:
     """Undo `to_frame` for maps in the frame.
 
     Args:
         frames: (N, side, side) float.
         shape_hw: Rows and columns of the image.
+        seen_hw: As `to_frame` had it.
 
     Returns:
         (N, H, W) float32.
     """
-    size = content_size(shape_hw, frames.shape[-1])
+    size = content_size(seen_hw or shape_hw, frames.shape[-1])
     content = frames[:, None, : size[0], : size[1]].float()
-    return interpolate(content, size=shape_hw, mode="bilinear", align_corners=False)[:, 0]
+    # Only oblong pixels are coarser than the frame along one axis; others keep what was measured without this.
+    return interpolate(content, size=shape_hw, mode="bilinear", align_corners=False, antialias=seen_hw is not None)[
+        :, 0
+    ]
 
 
-def boxes_to_frame(boxes: np.ndarray, shape_hw: tuple[int, int], side_px: int) -> np.ndarray:
+def boxes_to_frame(
+    boxes: np.ndarray, shape_hw: tuple[int, int], side_px: int, *, seen_hw: tuple[int, int] | None = None
+) -> np.ndarray:
     """Scale boxes from voxels of the slice to pixels of the frame.
 
     Args:
@@ -93,6 +111,6 @@ def boxes_to_frame(boxes: np.ndarray, shape_hw: tuple[int, int], side_px: int) -
     Returns:
         (N, 4) float32 in frame pixels.
     """
-    size = content_size(shape_hw, side_px)
+    size = content_size(seen_hw or shape_hw, side_px)
     scale = np.array([size[0] / shape_hw[0], size[1] / shape_hw[1]] * 2, dtype=np.float32)
     return np.asarray(boxes, dtype=np.float32) * scale

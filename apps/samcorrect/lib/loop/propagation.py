@@ -1,0 +1,114 @@
+"""Masks carried from slice to slice, by batch labelling and by the prompts of a viewer alike."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from samcorrect.lib.core.propagation import Looks, goes_on, looks_of, neighbour_boxes, touching_parts
+from samcorrect.lib.loop.slices import Slices
+from samcorrect.lib.networks.clicks import Marked
+from samcorrect.lib.networks.sam import stability_scores
+
+# The logit of a part that does not touch the neighbour's mask.
+BARELY_OUTSIDE = -1e-3
+# Of a slice number and (K', 4) boxes of the prompts that are (K,) on, the logits (K', side, side) and predicted IoU.
+Decode = Callable[[int, np.ndarray, np.ndarray], tuple[torch.Tensor, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class CarriedMasks:
+    """Masks of one slice that were prompted by those beside it.
+
+    Attributes:
+        slice_index: The slice.
+        is_prompted: (K,) bool, whose mask was not empty.
+        logits: (K', side, side) of those.
+        predicted_iou: (K',).
+    """
+
+    slice_index: int
+    is_prompted: np.ndarray
+    logits: torch.Tensor
+    predicted_iou: np.ndarray
+
+
+def carry_masks(decode: Decode, masks: np.ndarray, slices: Iterable[int], limits: np.ndarray) -> Iterator[CarriedMasks]:
+    """Prompt slices one after the other, each with the boxes of the masks before it, until all are empty.
+
+    Args:
+        decode: Asks SAM.
+        masks: (K, side, side) bool, of the slice beside the first one.
+        slices: In order.
+        limits: (K, 4) boxes that no prompt leaves, in pixels of a mask.
+    """
+    for slice_index in slices:
+        boxes, is_prompted = neighbour_boxes(masks, limits)
+        if not is_prompted.any():
+            return
+        logits, iou = decode(slice_index, boxes[is_prompted], is_prompted)
+        masks = np.zeros_like(masks)
+        masks[is_prompted] = (logits > 0).numpy()
+        yield CarriedMasks(slice_index, is_prompted, logits, iou)
+
+
+def spread_marks(
+    slices: Slices, marks: Mapping[int, Marked], *, span: tuple[int, int], limits: np.ndarray
+) -> dict[int, np.ndarray]:
+    """Carry what is marked in some slices to those between and around them.
+
+    Outwards a mask goes until `core.propagation.goes_on` says that the structure has ended. Between two marked slices
+    it comes from both sides, and the logits count by how near their slice is; the structure is on both ends, so only an
+    empty mask ends it there.
+
+    Args:
+        slices: Of the volume.
+        marks: Slice to what is marked there; a marked slice keeps its mask whatever the others are.
+        span: First slice and the one after the last that can be reached.
+        limits: (4,) box that no prompt leaves, in pixels of a mask.
+
+    Returns:
+        Slice to (side, side) bool; slices that were not reached are missing.
+    """
+    numbers = sorted(marks)
+    carried: dict[int, list[tuple[float, np.ndarray]]] = {}
+    for place, number in enumerate(numbers):
+        before = numbers[place - 1] if place else None
+        after = numbers[place + 1] if place + 1 < len(numbers) else None
+        up = range(number + 1, span[1] if after is None else after)
+        down = range(number - 1, span[0] - 1 if before is None else before, -1)
+        for on_the_way, ends in ((up, after is None), (down, before is None)):
+            for slice_index, logits in _carry(slices, marks[number], number, on_the_way, limits, ends=ends):
+                carried.setdefault(slice_index, []).append((1 / abs(slice_index - number), logits))
+    masks = {number: marks[number].mask for number in numbers}
+    for slice_index, found in carried.items():
+        masks[slice_index] = sum(weight * logits for weight, logits in found) > 0
+    return masks
+
+
+def _carry(
+    slices: Slices, marked: Marked, number: int, on_the_way: range, limits: np.ndarray, *, ends: bool
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Slice and logits (side, side) of the parts that go on; `ends` says whether the structure may end on the way."""
+    if not on_the_way or not marked.mask.any():
+        return
+
+    def decode(slice_index: int, boxes: np.ndarray, _: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+        return slices.sam.decode(slices.embedding(slice_index), boxes=boxes)
+
+    def looks(slice_index: int, mask: np.ndarray) -> Looks:
+        return looks_of(slices.frame(slice_index).numpy(), slices.embedding(slice_index).float().numpy(), mask)
+
+    start, previous = looks(number, marked.mask), marked.mask
+    for found in carry_masks(decode, marked.mask[None], on_the_way, limits[None]):
+        logits = found.logits[0].numpy()
+        mask = touching_parts(logits > 0, previous)
+        if not mask.any():
+            return
+        share = float(found.predicted_iou[0] * stability_scores(found.logits)[0]) / max(marked.confidence, 1e-8)
+        areas = int(mask.sum()), int(previous.sum())
+        if ends and not goes_on(*areas, share, looks(found.slice_index, mask), start):
+            return
+        yield found.slice_index, np.where(mask, logits, np.minimum(logits, BARELY_OUTSIDE))
+        previous = mask

@@ -1,0 +1,85 @@
+"""From slice to slice: boxes, parts, looks and the end of a structure, by hand."""
+
+import numpy as np
+import pytest
+
+from samcorrect.lib.core.propagation import Looks, goes_on, looks_of, neighbour_boxes, touching_parts
+
+
+def test_the_box_of_the_next_slice_is_a_tenth_wider_and_stays_in_its_limits():
+    masks = np.zeros((3, 64, 64), bool)
+    masks[0, 20:40, 10:30] = masks[1, 20:40, 10:30] = True
+    limits = np.array([[0, 0, 64, 64], [19, 0, 41, 30], [5, 5, 9, 9]])
+    boxes, is_prompted = neighbour_boxes(masks, limits)
+    assert is_prompted.tolist() == [True, True, False]
+    assert boxes.tolist() == [[18, 8, 42, 32], [19, 8, 41, 30], [5, 5, 9, 9]]
+
+
+def test_parts_that_do_not_touch_the_neighbour_are_left():
+    mask = np.zeros((10, 10), bool)
+    mask[1:4, 1:4] = mask[6:9, 6:9] = True
+    neighbour = np.zeros_like(mask)
+    neighbour[3:6, 3:6] = True
+    assert np.argwhere(touching_parts(mask, neighbour)).max() == 3
+    assert not touching_parts(mask, np.zeros_like(mask)).any()
+
+
+@pytest.fixture
+def bright() -> Looks:
+    """A square of 0.8 on 0.2 whose embedding has one channel inside and another one outside."""
+    frame, mask = np.full((32, 32), 0.2), np.zeros((32, 32), bool)
+    mask[8:24, 8:24] = True
+    frame[mask] = 0.8
+    cells = mask.reshape(8, 4, 8, 4).mean((1, 3))
+    return looks_of(frame, np.stack([cells, 1 - cells, np.zeros((8, 8))]), mask)
+
+
+def test_how_a_square_looks(bright):
+    assert bright.inside.tolist() == [1, 0, 0]
+    assert bright.outside.tolist() == [0, 1, 0]
+    assert (bright.grey_inside, bright.grey_outside) == (pytest.approx(0.8), pytest.approx(0.2))
+    assert bright.grey_sd == pytest.approx(0, abs=1e-9)
+
+
+def test_a_mask_of_the_whole_slice_has_no_surroundings():
+    looks = looks_of(np.ones((8, 8)), np.ones((3, 2, 2)), np.ones((8, 8), bool))
+    assert np.isnan(looks.grey_outside)
+    assert looks.outside.tolist() == [0, 0, 0]
+    assert looks.resembles(looks)
+
+
+def grey(inside: float, *, embedding: tuple[float, float] = (1, 0), sd: float = 0.1) -> Looks:
+    return Looks(np.array(embedding), np.array([0.0, 1.0]), inside, 0.2, sd)
+
+
+def test_what_intensity_tells_apart_is_told_by_it():
+    # Half the way from 0.8 to 0.2 is 0.5.
+    start = grey(0.8)
+    assert grey(0.51).resembles(start)
+    assert grey(1.0).resembles(start)
+    assert not grey(0.49).resembles(start)
+    dark = Looks(start.inside, start.outside, 0.1, 0.6, 0.1)
+    assert grey(0.3).resembles(dark)
+    assert not grey(0.4).resembles(dark)
+
+
+def test_what_intensity_does_not_tell_apart_is_told_by_the_embedding():
+    start = grey(0.25)
+    assert grey(0.9, embedding=(0.8, 0.6)).resembles(start)
+    assert not grey(0.25, embedding=(0.6, 0.8)).resembles(start)
+
+
+@pytest.mark.parametrize(
+    ("area", "share", "inside", "expected"),
+    [
+        (100, 1.0, 0.8, True),
+        (50, 0.5, 0.8, True),
+        (200, 1.0, 0.8, True),
+        (49, 1.0, 0.8, False),
+        (201, 1.0, 0.8, False),
+        (100, 0.49, 0.8, False),
+        (100, 1.0, 0.3, False),
+    ],
+)
+def test_a_structure_ends_by_area_by_confidence_and_by_its_looks(area, share, inside, expected):
+    assert goes_on(area, 100, share, grey(inside), grey(0.8)) is expected
