@@ -36,10 +36,9 @@ from rich.table import Table
 from sam2_task import open_sam2, sam2_click
 from store import percentiles, running, wait_for_server
 
-from samcorrect.lib.loop.warming import slice_embedding
+from samcorrect.lib.loop.slices import Slices
 from samcorrect.lib.loop.workspace import count_cores, open_workspace
 from samcorrect.lib.settings import load_settings
-from samcorrect.lib.transforms.frame import boxes_to_frame
 
 TIMEOUT_S = 600
 SLICER = {"result_extension": ".nrrd", "result_dtype": "uint8"}
@@ -226,9 +225,10 @@ def bare_decoder(studies: Path, side: int, k: int) -> Callable[[], object]:
     """A function that decodes the box of a click on an embedding in memory: what no server can do without."""
     workspace = open_workspace(studies, load_settings({"state": studies.parent / "bare"}))
     volume = workspace.store.read_image("first")
-    embedding = slice_embedding(workspace, volume, k)
+    slices = Slices(workspace, volume, 2, None)
+    embedding = slices.embedding(k)
     ends = np.array(box(side, k)["roi"][:4], dtype=np.float64).reshape(2, 2)
-    boxes = boxes_to_frame(np.concatenate([ends[:, 0], ends[:, 1] + 1])[None], (side, side), workspace.sam.side_px)
+    boxes = slices.boxes(np.concatenate([ends[:, 0], ends[:, 1] + 1])[None])
     return lambda: workspace.sam.decode(embedding, boxes=boxes)
 
 

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from samcorrect.lib.infers.sam import SamPromptTask
-from samcorrect.lib.loop.warming import N_HEAD, slice_embedding, warm_beside, warm_queue
+from samcorrect.lib.loop.prompted import Prompts
+from samcorrect.lib.loop.slices import Slices
+from samcorrect.lib.loop.warming import N_HEAD, warm_beside, warm_queue
 from samcorrect.lib.loop.workspace import open_workspace
 from samcorrect.lib.settings import Settings
 from samcorrect.lib.store.volumes import read_label_map
@@ -74,8 +76,8 @@ def assert_is_as_in_the_whole_volume(workspace, file, slice_index):
     sam, volume = workspace.sam, workspace.store.read_image("case")
     frames = to_frame(normalise_intensity(volume.array), sam.side_px)
     embedding = sam.encode(frames[slice_index])
-    assert torch.equal(slice_embedding(workspace, volume, slice_index), embedding)
-    scale = sam.side_px / 40
+    assert torch.equal(Slices(workspace, volume, 2, None).embedding(slice_index), embedding)
+    scale = sam.mask_px / 40
     logits, _ = sam.decode(embedding, boxes=np.array([[9, 7, 26, 21]], np.float32) * scale)
     masks = torch.zeros(frames.shape)
     masks[slice_index] = (logits[0] > 0).float()
@@ -94,6 +96,6 @@ def test_the_head_of_the_queue_is_made_ready_and_stays_free(workspace):
 def test_without_slices_to_warm_nothing_is_done(workspace):
     off = workspace.with_settings(warm_slices=0)
     warm_queue(off, "case")
-    warm_beside(off, workspace.store.studies.folder / "case.nii.gz", 3)
+    warm_beside(off, workspace.store.studies.folder / "case.nii.gz", Prompts(slice_index=3))
     assert off.warmer.wait(0)
     assert n_embeddings(off) == 0

@@ -48,8 +48,8 @@ def test_a_file_of_the_official_layout_gives_masks(architecture, tmp_path):
     sam = load_model(entry_of(path, architecture), runtime="torch-fp32")
     side = ARCHITECTURES[architecture].side_px
     assert (sam.name, sam.side_px) == ("ours", side)
-    box = np.array([[0.1, 0.1, 0.6, 0.8]]) * side
-    logits, iou = sam.decode(torch.zeros(256, 64, 64, dtype=torch.float16), boxes=box, points=[(side / 4, 9.0, True)])
+    box = np.array([[0.1, 0.1, 0.6, 0.8]]) * sam.mask_px
+    logits, iou = sam.decode(torch.zeros(256, 64, 64, dtype=torch.float16), boxes=box, points=[(64.0, 9.0, True)])
     assert (logits.shape, iou.shape) == ((1, 256, 256), (1,))
     assert torch.isfinite(logits).all()
 

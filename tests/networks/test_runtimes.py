@@ -26,7 +26,7 @@ def prompted(phantoms, sam) -> list[tuple[torch.Tensor, np.ndarray, torch.Tensor
         label = np.asarray(Image.open(phantoms.labels / name)).T
         frame = to_frame(normalise_intensity(pixels[..., None]), sam.side_px)[0]
         boxes = np.stack([box_of_mask(label == index).T.ravel() for index in (7, 3)])
-        boxes = boxes_to_frame(boxes, label.shape, sam.side_px)
+        boxes = boxes_to_frame(boxes, label.shape, sam.mask_px)
         found.append((frame, boxes, sam.decode(sam.encode(frame), boxes=boxes)[0] > 0))
     return found
 
