@@ -40,6 +40,7 @@ from samcorrect.lib.store.studies import LocalStudies
 from samcorrect.lib.store.volumes import LPS_TO_RAS, write_label_map
 
 SAMPLE_DATA = Path(__file__).resolve().parents[1] / "sample-data"
+# So many that labels are corrected.
 N_IMAGES = 10
 # Trainings in one thread: only then do two runs have the same bits.
 SETTINGS = {"threads": 1, "rounds": 2, "student_steps": 20, "student_side_px": 32, "n_candidates": 2, "seed": 3}
@@ -101,15 +102,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if any(trial.faults for trial in trials) else 0
 
 
-def kill_loops(folder: Path, *, n_kills: int, seed: int) -> list[Trial]:
+def kill_loops(folder: Path, *, n_kills: int, seed: int, n_images: int = N_IMAGES) -> list[Trial]:
     """Run the loop undisturbed, then once for every kill.
 
     Args:
         folder: An empty folder for the runs.
         n_kills: How many.
         seed: Of the moments.
+        n_images: Of the loop.
     """
-    whole = Run(folder / "whole")
+    whole = Run(folder / "whole", n_images)
     seconds_of = whole.time_to_its_end()
     expected = whole.decisions()
     rng = np.random.default_rng(seed)
@@ -121,7 +123,7 @@ def kill_loops(folder: Path, *, n_kills: int, seed: int) -> list[Trial]:
     ]
     trials = []
     for number, (phase, moment_s) in enumerate(moments):
-        run = Run(folder / f"kill{number}")
+        run = Run(folder / f"kill{number}", n_images)
         if phase == ROUNDS:  # what SAM encoded is the same in every run
             shutil.copytree(whole.state / CACHE_NAME, run.state / CACHE_NAME)
         trials.append(run.kill_and_resume(phase, moment_s, expected))
@@ -133,16 +135,16 @@ def kill_loops(folder: Path, *, n_kills: int, seed: int) -> list[Trial]:
 class Run:
     """A small loop in a folder of its own: `studies`, `state`, `out`, `tmp`, and what it said in `said.log`."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, n_images: int):
         self.folder = folder
         self.studies, self.state = folder / "studies", folder / "state"
         self.studies.mkdir(parents=True)
         (folder / "tmp").mkdir()
         shutil.copy(SAMPLE_DATA / "protocol.yaml", self.studies)
         images = sorted((SAMPLE_DATA / "images").glob("*.png"))
-        for path in images[:N_IMAGES]:
+        for path in images[:n_images]:
             shutil.copy(path, self.studies)
-        self.late_image = images[N_IMAGES]
+        self.late_image = images[n_images]
 
     def start(self) -> subprocess.Popen:
         """`samcorrect loop` as a process."""

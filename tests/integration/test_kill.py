@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "kill.py"
-N_KILLS = 5
+N_KILLS, N_IMAGES = 5, 6
 
 
 @pytest.mark.slow
@@ -14,7 +14,7 @@ def test_a_killed_loop_loses_nothing_and_ends_as_an_undisturbed_one(tmp_path):
     spec = importlib.util.spec_from_file_location("kill_benchmark", SCRIPT)
     kill = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(kill)
-    trials = kill.kill_loops(tmp_path, n_kills=N_KILLS, seed=0)
+    trials = kill.kill_loops(tmp_path, n_kills=N_KILLS, seed=0, n_images=N_IMAGES)
     assert len(trials) == N_KILLS
     assert [trial.faults for trial in trials] == [[]] * N_KILLS
     assert all(trial.n_submitted > 0 for trial in trials)

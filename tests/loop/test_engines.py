@@ -81,7 +81,10 @@ def test_a_worker_that_dies_costs_an_item_only_if_that_kills_the_next_too(proces
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
 def test_no_worker_outlives_the_process_that_started_it(ending):
     program = (
+        "import signal\n"
         "from samcorrect.lib.loop.engines import ProcessEngine\n"
+        # A test that runs in the background of a shell inherits that Ctrl-C is ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "if __name__ == '__main__':\n"
         f"    items = [{PID!r}] * 4 + [\"__import__('time').sleep(60)\"] * 4\n"
         "    with ProcessEngine(2) as engine:\n"

@@ -117,7 +117,7 @@ def test_early_stop_makes_another_training(cohort_of):
 
 def test_a_retraining_begins_with_the_student_in_use_if_that_is_wanted_and_fits(labelled, monkeypatch, caplog):
     workspace = labelled(shares_trainings=False, student_steps=4, student_start="promoted")
-    monkeypatch.setattr("samcorrect.lib.loop.retraining.MIN_GATE_DICE", -1.0)
+    monkeypatch.setattr("samcorrect.lib.loop.promotion.MIN_GATE_DICE", -1.0)
     first = train_student(workspace)
     assert first["started_from"] is None
     assert "not from those of the student in use: there is none yet" in caplog.text

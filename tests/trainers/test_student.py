@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from samcorrect.lib.errors import RequestError
-from samcorrect.lib.loop import retraining
+from samcorrect.lib.loop import promotion
 from samcorrect.lib.loop.workspace import open_workspace
 from samcorrect.lib.store.volumes import LPS_TO_RAS, read_label_map
 from samcorrect.lib.trainers import student
@@ -31,7 +31,7 @@ def slicer_progress(stats: dict) -> float:
 
 
 def test_slicer_sees_how_far_a_training_is_and_then_its_accuracy_and_time(trainer, monkeypatch):
-    monkeypatch.setattr(retraining, "MIN_GATE_DICE", -1.0)
+    monkeypatch.setattr(promotion, "MIN_GATE_DICE", -1.0)
     monkeypatch.setattr("samcorrect.lib.loop.progress.WRITE_EVERY_S", 0.0)
     assert trainer.stats() == {}
     seen = []

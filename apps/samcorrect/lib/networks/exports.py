@@ -37,12 +37,18 @@ def load_exported(
     kept = None if export_dir is None else export_dir / hashlib.sha256(identity.encode()).hexdigest()[:32]
     if kept is not None and _is_whole(kept):
         return load(kept)
-    if export_dir is not None:
+    if kept is not None:
         try:
             export_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            logger.warning("encoders are not kept in %s: %s", export_dir, error.strerror or error)
-            export_dir = kept = None
+            return _export(export_dir, kept, write, load)
+        except (OSError, RuntimeError) as error:  # OpenVINO meets a full disk with a RuntimeError
+            logger.warning("encoders are not kept in %s: %s", export_dir, error)
+    return _export(None, None, write, load)
+
+
+def _export(
+    export_dir: Path | None, kept: Path | None, write: Callable[[Path], None], load: Callable[[Path], Loaded]
+) -> Loaded:
     with tempfile.TemporaryDirectory(prefix=".export.", dir=export_dir) as scratch:
         made = Path(scratch) / "made"
         made.mkdir()
