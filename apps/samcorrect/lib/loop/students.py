@@ -23,7 +23,7 @@ from samcorrect.lib.loop.trainings import (
     training_digest,
 )
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
-from samcorrect.lib.networks.student import Student, predict_frames
+from samcorrect.lib.networks.student import Student, StudentConfig, predict_frames
 from samcorrect.lib.networks.training import TrainingData, WeighBatch, train_network
 
 # Fold seeds and student seeds are drawn apart so that no two trainings of a round share their batches.
@@ -128,31 +128,50 @@ def train_on(
     path = workspace.store.state_dir / relative
     kept = load_kept(path)
     if kept is None:
-        # Hidden, as all files that are being written are: no backup takes it.
-        checkpoint = CheckpointFile(path.with_name(f".{digest}.checkpoint"))
-        tracker = open_tracker(workspace, name, digest)
-        try:
-            training = train_network(
-                config,
-                data,
-                steps=settings.student_steps,
-                batch_size=settings.student_batch_size,
-                learning_rate=settings.student_learning_rate,
-                seed=seed,
-                weigh_batch=weigh_batch,
-                start=start.network.state_dict() if start else None,
-                on_step=lambda done, total: progress(name, done, total),
-                checkpoint=checkpoint,
-                tracker=tracker,
-            )
-        finally:
-            if tracker is not None:
-                tracker.close()
-        kept = keep_training(path, training, config, start)
-        checkpoint.remove()
+        rules = {"seed": seed, "weigh_batch": weigh_batch, "start": start}
+        kept = _train(workspace, config, data, path, name=name, progress=progress, **rules)
     progress(name, settings.student_steps, settings.student_steps)
     student, curve = kept
     return Trained(student, relative.as_posix(), curve)
+
+
+def _train(
+    workspace: Workspace,
+    config: StudentConfig,
+    data: TrainingData,
+    path: Path,
+    *,
+    name: str,
+    seed: int,
+    weigh_batch: WeighBatch | None,
+    start: Student | None,
+    progress: Progress,
+) -> tuple[Student, Curve]:
+    """Train to the end and keep the student at `path`; a training that was killed goes on."""
+    settings = workspace.settings
+    # Hidden, as all files that are being written are: no backup takes it.
+    checkpoint = CheckpointFile(path.with_name(f".{path.stem}.checkpoint"))
+    tracker = open_tracker(workspace, name, path.stem)
+    try:
+        training = train_network(
+            config,
+            data,
+            steps=settings.student_steps,
+            batch_size=settings.student_batch_size,
+            learning_rate=settings.student_learning_rate,
+            seed=seed,
+            weigh_batch=weigh_batch,
+            start=start.network.state_dict() if start else None,
+            on_step=lambda done, total: progress(name, done, total),
+            checkpoint=checkpoint,
+            tracker=tracker,
+        )
+    finally:
+        if tracker is not None:
+            tracker.close()
+    kept = keep_training(path, training, config, start)
+    checkpoint.remove()
+    return kept
 
 
 def can_start_from(student: Student, cohort: Cohort) -> bool:
