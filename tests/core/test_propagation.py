@@ -2,8 +2,20 @@
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
-from samcorrect.lib.core.propagation import Looks, goes_on, looks_of, neighbour_boxes, touching_parts
+from samcorrect.lib.core.metrics import dice
+from samcorrect.lib.core.propagation import (
+    Looks,
+    goes_on,
+    held_mask,
+    looks_of,
+    motion_between,
+    moved_masks,
+    neighbour_boxes,
+    slice_step_px,
+    touching_parts,
+)
 
 
 def test_the_box_of_the_next_slice_is_a_tenth_wider_and_stays_in_its_limits():
@@ -13,6 +25,39 @@ def test_the_box_of_the_next_slice_is_a_tenth_wider_and_stays_in_its_limits():
     boxes, is_prompted = neighbour_boxes(masks, limits)
     assert is_prompted.tolist() == [True, True, False]
     assert boxes.tolist() == [[18, 8, 42, 32], [19, 8, 41, 30], [5, 5, 9, 9]]
+
+
+def test_a_slice_step_in_pixels_of_a_mask():
+    # 60 of 40 mm fill 240 pixels, 4 a voxel of 1.5 mm: slices of 6 mm lie 16 of them apart.
+    assert slice_step_px((60, 30, 9), (1.5, 1.5, 6.0), (240, 120)) == 16
+    # Along the other axis a pixel of the mask is smaller.
+    assert slice_step_px((60, 30, 9), (1.5, 1.0, 6.0), (240, 120)) == 24
+
+
+def test_a_mask_moves_as_the_image_does_and_not_out_of_its_limits(rng):
+    texture = gaussian_filter(rng.normal(size=(128, 128)), 5)
+    texture = (texture - texture.min()) / np.ptp(texture)
+    mask, moved = np.zeros((2, 128, 128), bool)
+    mask[40:70, 50:80] = moved[46:76, 46:76] = True
+    motion = motion_between(texture, np.roll(texture, (6, -4), (0, 1)))
+    limits = np.array([[0, 0, 128, 128], [0, 0, 60, 128], [0, 0, 128, 128]])
+    depths = moved_masks(np.stack([mask, mask, np.zeros_like(mask)]), motion, limits)
+    # By 6 rows and -4 columns; an edge is off by two pixels at most, one cell of the motion.
+    assert dice(depths[0] > 0, moved) > 0.93
+    assert depths[0][61, 61] == pytest.approx(15, abs=2)
+    assert not (depths[1][60:] > 0).any()
+    assert np.isneginf(depths[2]).all()
+
+
+def test_a_new_mask_counts_within_one_slice_step_of_the_edge():
+    row = np.array([-5.0, -4, -3, -2, -1, 1, 2, 3, 4, 5])
+    depth = np.tile(row, (3, 1))
+    mask = np.zeros((3, 10), bool)
+    assert held_mask(~mask, depth, 2.5)[1].tolist() == [False] * 3 + [True] * 7
+    mask[:, 5] = True
+    assert held_mask(mask, depth, 1.5)[1].tolist() == [False] * 5 + [True] * 5
+    mask[:, 5], mask[:, 4] = False, True
+    assert not held_mask(mask, depth, 1.5).any()
 
 
 def test_parts_that_do_not_touch_the_neighbour_are_left():
@@ -45,7 +90,7 @@ def test_a_mask_of_the_whole_slice_has_no_surroundings():
     looks = looks_of(np.ones((8, 8)), np.ones((3, 2, 2)), np.ones((8, 8), bool))
     assert np.isnan(looks.grey_outside)
     assert looks.outside.tolist() == [0, 0, 0]
-    assert looks.resembles(looks)
+    assert looks.resembles(looks, looks)
 
 
 def grey(inside: float, *, embedding: tuple[float, float] = (1, 0), sd: float = 0.1) -> Looks:
@@ -55,18 +100,19 @@ def grey(inside: float, *, embedding: tuple[float, float] = (1, 0), sd: float = 
 def test_what_intensity_tells_apart_is_told_by_it():
     # Half the way from 0.8 to 0.2 is 0.5.
     start = grey(0.8)
-    assert grey(0.51).resembles(start)
-    assert grey(1.0).resembles(start)
-    assert not grey(0.49).resembles(start)
+    assert grey(0.51).resembles(start, start)
+    assert grey(1.0).resembles(start, start)
+    assert not grey(0.49).resembles(start, start)
     dark = Looks(start.inside, start.outside, 0.1, 0.6, 0.1)
-    assert grey(0.3).resembles(dark)
-    assert not grey(0.4).resembles(dark)
+    assert grey(0.3).resembles(dark, dark)
+    assert not grey(0.4).resembles(dark, dark)
 
 
-def test_what_intensity_does_not_tell_apart_is_told_by_the_embedding():
-    start = grey(0.25)
-    assert grey(0.9, embedding=(0.8, 0.6)).resembles(start)
-    assert not grey(0.25, embedding=(0.6, 0.8)).resembles(start)
+def test_what_intensity_does_not_tell_apart_is_told_by_the_embedding_of_the_slice_before():
+    # The outside is (0, 1). Before, inside less outside was (1, -1); (0.8, -0.4) agrees with it, (-0.6, 0.8) does not.
+    start, previous = grey(0.25, embedding=(-1, 0)), grey(0.25)
+    assert grey(0.9, embedding=(0.8, 0.6)).resembles(start, previous)
+    assert not grey(0.25, embedding=(-0.6, 1.8)).resembles(start, previous)
 
 
 @pytest.mark.parametrize(
@@ -82,4 +128,4 @@ def test_what_intensity_does_not_tell_apart_is_told_by_the_embedding():
     ],
 )
 def test_a_structure_ends_by_area_by_confidence_and_by_its_looks(area, share, inside, expected):
-    assert goes_on(area, 100, share, grey(inside), grey(0.8)) is expected
+    assert goes_on(area, 100, share, grey(inside), grey(0.8), grey(0.8)) is expected

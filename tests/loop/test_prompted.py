@@ -5,6 +5,7 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from samcorrect.lib.core.boxes import box_of_mask
 from samcorrect.lib.core.metrics import dice
@@ -169,3 +170,28 @@ def test_slices_of_the_other_axes_with_oblong_pixels(ball, axis):
     mask = segment_prompts(workspace, volume, Prompts(axis=axis, boxes_vox=(box_of_mask(one),)))
     assert np.flatnonzero(mask.any(tuple(a for a in range(3) if a != axis))).tolist() == [at]
     assert dice(mask, one) > 0.75
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("step_mm", "contrast", "seed"), [(1.0, 40, 1), (2.5, -40, 2)])
+def test_one_box_follows_a_structure_that_runs_obliquely_past_brighter_ones(
+    tmp_path, phantoms, step_mm, contrast, seed
+):
+    rng = np.random.default_rng(seed)
+    x, y, z = np.mgrid[:48, :44, :11]
+    # It moves by more than its radius on either side of the middle, and its section changes.
+    at = 23 + 1.8 * (z - 5)
+    truth = ((x - at) / (5 + 0.3 * (z - 5))) ** 2 + ((y - 20) / (7 - 0.2 * (z - 5))) ** 2 < 1
+    bright = ((x - at - 13) / 5) ** 2 + ((y - 22) / 8) ** 2 < 1
+    texture = gaussian_filter(rng.normal(size=truth.shape), (2, 2, 2))
+    array = 90 + contrast * truth + 100 * bright + 10 * texture / texture.std() + rng.normal(0, 3, truth.shape)
+    (tmp_path / "studies").mkdir()
+    path = tmp_path / "studies" / "tube.nii.gz"
+    nib.save(nib.Nifti1Image(array.astype(np.float32), np.diag([1.0, 1.0, step_mm, 1.0])), path)
+    settings = phantoms.settings.model_copy(update={"protocol": None, "state": tmp_path / "state"})
+    workspace = open_workspace(path.parent, settings)
+    prompts = Prompts(boxes_vox=(box_in(truth, 5),), spreads=True)
+    mask = segment_prompts(workspace, workspace.store.read_image("tube"), prompts)
+    workspace.store.ledger.close()
+    by_slice = [dice(mask[:, :, n], truth[:, :, n]) for n in range(11)]
+    assert dice(mask, truth) > 0.8, by_slice

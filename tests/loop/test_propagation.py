@@ -36,7 +36,7 @@ class BrightSlices:
 
     def __init__(self, objects: np.ndarray):
         self.objects = objects
-        self.sam = BoxFiller(objects, [])
+        self.sam, self.step_px = BoxFiller(objects, []), 2.0
 
     def frame(self, number: int) -> torch.Tensor:
         return torch.from_numpy(self.objects[number].astype(np.float32))
@@ -101,7 +101,7 @@ def test_candidates_are_carried_each_in_its_own_box(column):
     def decode(number, boxes, _is_prompted):
         return slices.sam.decode(slices.embedding(number), boxes=boxes)
 
-    found = list(carry_masks(decode, masks, range(6, 12), limits))
+    found = list(carry_masks(decode, slices.frame, masks, range(6, 12), limits, step_px=2.0))
     assert [f.slice_index for f in found] == [6, 7, 8, 9, 10]
     assert all(f.is_prompted.tolist() == [True, False, True] for f in found)
     assert np.array_equal((found[0].logits[0] > 0).numpy(), column[6])

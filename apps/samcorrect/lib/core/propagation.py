@@ -1,14 +1,18 @@
-"""From one slice of a volume to the next: boxes around the neighbour's mask, and when the structure has ended."""
+"""From one slice of a volume to the next: how it moves, boxes around the neighbour's mask, where a structure ends."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.ndimage import binary_dilation, label
+from scipy.ndimage import binary_dilation, distance_transform_edt, label, map_coordinates, zoom
+from skimage.registration import optical_flow_tvl1
 
 from samcorrect.lib.core.boxes import box_of_mask, clip_boxes
 
 # The box around a neighbouring slice's mask is widened by this share of its size, since structures grow and shrink.
 NEIGHBOUR_MARGIN = 0.10
+# Motion is estimated on frames of this many cells a side, the embedding's: the smooth part of it is what counts.
+MOTION_CELLS = 64
 # A structure does not double or halve its area from one slice to the next; before its end it does, and is then small.
 MAX_AREA_CHANGE = 2.0
 # Below this share of the confidence in the slice that was prompted, the network sees no object any more.
@@ -18,7 +22,7 @@ RING_CELLS = 2
 
 
 def neighbour_boxes(masks: np.ndarray, limits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes for the next slice from the masks beside it.
+    """Boxes for the next slice from the masks that were carried to it.
 
     Args:
         masks: (K, side, side) bool.
@@ -34,6 +38,71 @@ def neighbour_boxes(masks: np.ndarray, limits: np.ndarray) -> tuple[np.ndarray, 
         low, high = box[:, 0] - margin, box[:, 1] + margin
         boxes[number] = [*np.maximum(low, limits[number, :2]), *np.minimum(high, limits[number, 2:])]
     return clip_boxes(boxes, masks.shape[1:]), is_prompted
+
+
+def slice_step_px(shape_hwd: tuple[int, int, int], spacing_mm: Sequence[float], content_hw: tuple[int, int]) -> float:
+    """The distance between two slices in pixels of a mask whose `content_hw` rows and columns a slice fills."""
+    return max(c * spacing_mm[2] / (n * mm) for c, n, mm in zip(content_hw, shape_hwd[:2], spacing_mm[:2], strict=True))
+
+
+def motion_between(frame: np.ndarray, next_frame: np.ndarray) -> np.ndarray:
+    """Where each pixel of a slice was in the slice beside it.
+
+    Zach, Pock & Bischof 2007 (TV-L1 optical flow), by scikit-image with its own constants.
+
+    Args:
+        frame: (side, side) intensities of the slice beside it, in [0, 1].
+        next_frame: Likewise of the slice; `side` is at most MOTION_CELLS or divides by it.
+
+    Returns:
+        (2, cells, cells) float32, rows and columns to add, as shares of the side.
+    """
+    cells = min(MOTION_CELLS, len(frame))
+    coarse, coarse_next = (f.reshape(cells, -1, cells, f.shape[1] // cells).mean((1, 3)) for f in (frame, next_frame))
+    return optical_flow_tvl1(coarse_next, coarse) / cells
+
+
+def moved_masks(masks: np.ndarray, motion: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """Masks as the motion between two slices carries them, by how deep each pixel lies within.
+
+    Args:
+        masks: (K, side, side) bool.
+        motion: From `motion_between`.
+        limits: (K, 4), no mask leaves its own.
+
+    Returns:
+        (K, side, side) float64, the distance to the edge in pixels: positive inside, negative outside; of an empty mask
+        -inf.
+    """
+    side = masks.shape[-1]
+    where = np.indices((side, side)) + side * zoom(motion, (1, side / motion.shape[1], side / motion.shape[2]), order=1)
+    depths = np.full(masks.shape, -np.inf)
+    for number in np.flatnonzero(masks.any((1, 2))):
+        mask, outside = masks[number], np.ones((side, side), bool)
+        start0, start1, stop0, stop1 = np.rint(limits[number]).astype(int)
+        outside[start0:stop0, start1:stop1] = False
+        depth = distance_transform_edt(mask) - distance_transform_edt(~mask)
+        moved = map_coordinates(depth, where, order=1, mode="nearest")
+        depths[number] = np.where(outside, np.minimum(moved, -1.0), moved)
+    return depths
+
+
+def held_mask(mask: np.ndarray, depth: np.ndarray, step_px: float) -> np.ndarray:
+    """What a new mask (H, W) says within one slice step of the edge of the mask that was carried here.
+
+    A surface that is no flatter than 45 degrees to the slices moves its outline by no more than the step between them.
+
+    Args:
+        mask: (H, W) bool.
+        depth: (H, W) of the carried mask, from `moved_masks`.
+        step_px: From `slice_step_px`.
+
+    Returns:
+        (H, W) bool, the parts that lie over the carried mask; empty where the new mask does not.
+    """
+    if not mask[depth > 0].any():
+        return np.zeros_like(mask)
+    return touching_parts((mask | (depth > step_px)) & (depth > -step_px), depth > 0)
 
 
 def touching_parts(mask: np.ndarray, neighbour: np.ndarray) -> np.ndarray:
@@ -58,14 +127,16 @@ class Looks:
     grey_outside: float
     grey_sd: float
 
-    def resembles(self, start: "Looks") -> bool:
-        """Whether the inside looks more like the structure than like its surroundings, both as they were at the start:
-        by intensity where that told them apart there, else by the embedding.
+    def resembles(self, start: "Looks", previous: "Looks") -> bool:
+        """Whether the inside looks more like the structure than like its surroundings: by intensity as it was at the
+        start where that told them apart there, else by what sets both apart in the embedding of the slice before. An
+        intensity means the same in all slices; an embedding changes with all that lies around.
         """
         contrast = start.grey_inside - start.grey_outside
         if contrast and abs(contrast) >= start.grey_sd:
             return (self.grey_inside - start.grey_outside) / contrast > 0.5
-        return bool(self.inside @ start.inside > self.inside @ start.outside)
+        # Inside with inside and outside with outside against the two crossed: what the whole slice changes cancels out.
+        return bool((self.inside - self.outside) @ (previous.inside - previous.outside) > 0)
 
 
 def looks_of(frame: np.ndarray, embedding: np.ndarray, mask: np.ndarray) -> Looks:
@@ -90,7 +161,9 @@ def looks_of(frame: np.ndarray, embedding: np.ndarray, mask: np.ndarray) -> Look
     return Looks(inside, outside, grey_inside, grey_outside, float(np.sqrt(np.mean(variances))) if variances else 0.0)
 
 
-def goes_on(area: int, previous_area: int, confidence_share: float, looks: Looks, start: Looks) -> bool:
+def goes_on(
+    area: int, previous_area: int, confidence_share: float, looks: Looks, start: Looks, previous: Looks
+) -> bool:
     """Whether a mask that was carried over from the neighbouring slice still shows the structure.
 
     Args:
@@ -99,9 +172,10 @@ def goes_on(area: int, previous_area: int, confidence_share: float, looks: Looks
         confidence_share: SAM's confidence as a share of that in the prompted slice.
         looks: Of the mask.
         start: Of the mask in the slice that was prompted.
+        previous: Of the neighbour's.
 
     Returns:
         True where its area, its confidence and its looks say so.
     """
     is_steady = previous_area / MAX_AREA_CHANGE <= area <= previous_area * MAX_AREA_CHANGE
-    return is_steady and confidence_share >= MIN_CONFIDENCE_SHARE and looks.resembles(start)
+    return is_steady and confidence_share >= MIN_CONFIDENCE_SHARE and looks.resembles(start, previous)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from samcorrect.lib.core.boxes import box_of_mask, candidate_boxes
+from samcorrect.lib.core.propagation import slice_step_px
 from samcorrect.lib.errors import ProtocolError, StoreError
 from samcorrect.lib.loop.propagation import CarriedMasks, carry_masks
 from samcorrect.lib.loop.workspace import Models
@@ -19,12 +20,12 @@ from samcorrect.lib.networks.sam import stability_scores
 from samcorrect.lib.networks.student import Student
 from samcorrect.lib.store.files import write_bytes_atomically
 from samcorrect.lib.store.volumes import Volume
-from samcorrect.lib.transforms.frame import boxes_to_frame, normalise_intensity, to_frame
+from samcorrect.lib.transforms.frame import boxes_to_frame, content_size, normalise_intensity, to_frame
 
 logger = logging.getLogger(__name__)
 
 # Raised whenever prompts or preprocessing change, so that candidates of another release are not taken for ours.
-CANDIDATES_FORMAT = 2
+CANDIDATES_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def find_candidates(workspace: Models, volume: Volume, image_name: str) -> list[
             mask = student_label == structure.index
             box, hint = box_of_mask(mask), to_frame(mask.astype(np.float32), sam.mask_px)
         rng = np.random.default_rng([settings.seed, number, jitter_seed])
-        found.append(_structure_candidates(workspace, frames[windows[number]], volume.array.shape, box, hint, rng))
+        found.append(_structure_candidates(workspace, frames[windows[number]], volume, box, hint, rng))
     _save(path, found)
     return found
 
@@ -115,16 +116,17 @@ def find_candidates(workspace: Models, volume: Volume, image_name: str) -> list[
 def _structure_candidates(
     workspace: Models,
     frames: torch.Tensor,
-    shape_hwd: tuple[int, int, int],
+    volume: Volume,
     box: np.ndarray | None,
     hint: torch.Tensor | None,
     rng: np.random.Generator,
 ) -> Candidates:
-    """Prompt the middle slice of a box, then outwards by the boxes of the neighbouring masks.
+    """Prompt the middle slice of a box, then outwards by the neighbouring masks.
 
     With a hint (a soft mask over SAM's frame, `mask_px` wide) candidate 0 is prompted by its box and the hint together.
     """
-    n_candidates, side, n_slices = workspace.settings.n_prompts, workspace.sam.mask_px, shape_hwd[2]
+    shape_hwd, side = volume.array.shape, workspace.sam.mask_px
+    n_candidates, n_slices = workspace.settings.n_prompts, shape_hwd[2]
     masks = np.zeros((n_candidates, n_slices, side, side), bool)
     if box is None:
         return Candidates(masks, np.zeros(n_candidates), np.zeros(n_candidates), np.zeros((n_candidates, 4)))
@@ -143,15 +145,17 @@ def _structure_candidates(
         return logits, iou
 
     def keep(found: CarriedMasks) -> None:
-        masks[found.is_prompted, found.slice_index] = (found.logits > 0).numpy()
+        masks[found.is_prompted, found.slice_index] = found.masks
         iou_sum[found.is_prompted] += found.predicted_iou
         stability_sum[found.is_prompted] += stability_scores(found.logits)
         n_prompted[:] += found.is_prompted
 
     all_on = np.ones(n_candidates, bool)
-    keep(CarriedMasks(middle, all_on, *decode(middle, limits, all_on)))
+    logits, iou = decode(middle, limits, all_on)
+    keep(CarriedMasks(middle, all_on, logits, iou, (logits > 0).numpy()))
+    step_px = slice_step_px(shape_hwd, volume.spacing_mm, content_size(shape_hwd[:2], side))
     for slices in (range(middle + 1, last), range(middle - 1, first - 1, -1)):
-        for found in carry_masks(decode, masks[:, middle], slices, limits):
+        for found in carry_masks(decode, frames.__getitem__, masks[:, middle], slices, limits, step_px=step_px):
             keep(found)
     n_prompted = np.maximum(n_prompted, 1)
     return Candidates(masks, iou_sum / n_prompted, stability_sum / n_prompted, boxes)

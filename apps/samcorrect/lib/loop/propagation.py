@@ -1,18 +1,29 @@
 """Masks carried from slice to slice, by batch labelling and by the prompts of a viewer alike."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from samcorrect.lib.core.propagation import Looks, goes_on, looks_of, neighbour_boxes, touching_parts
+from samcorrect.lib.core.propagation import (
+    Looks,
+    goes_on,
+    held_mask,
+    looks_of,
+    motion_between,
+    moved_masks,
+    neighbour_boxes,
+    touching_parts,
+)
 from samcorrect.lib.loop.slices import Slices
 from samcorrect.lib.networks.clicks import Marked
 from samcorrect.lib.networks.sam import stability_scores
 
-# The logit of a part that does not touch the neighbour's mask.
-BARELY_OUTSIDE = -1e-3
+# The logit, or its negative, of what SAM says otherwise than the mask that was carried on.
+BARELY = 1e-3
+# So many slices in a row have to say that a structure has ended: SAM misses it now and then.
+N_ENDING = 2
 # Of a slice number and (K', 4) boxes of the prompts that are (K,) on, the logits (K', side, side) and predicted IoU.
 Decode = Callable[[int, np.ndarray, np.ndarray], tuple[torch.Tensor, np.ndarray]]
 
@@ -24,33 +35,56 @@ class CarriedMasks:
     Attributes:
         slice_index: The slice.
         is_prompted: (K,) bool, whose mask was not empty.
-        logits: (K', side, side) of those.
+        logits: (K', side, side) of those, as SAM gave them.
         predicted_iou: (K',).
+        masks: (K', side, side) bool, what SAM says where the motion between the slices leaves it open.
     """
 
     slice_index: int
     is_prompted: np.ndarray
     logits: torch.Tensor
     predicted_iou: np.ndarray
+    masks: np.ndarray
 
 
-def carry_masks(decode: Decode, masks: np.ndarray, slices: Iterable[int], limits: np.ndarray) -> Iterator[CarriedMasks]:
-    """Prompt slices one after the other, each with the boxes of the masks before it, until all are empty.
+def carry_masks(
+    decode: Decode,
+    frame: Callable[[int], torch.Tensor],
+    masks: np.ndarray,
+    slices: range,
+    limits: np.ndarray,
+    *,
+    step_px: float,
+) -> Iterator[CarriedMasks]:
+    """Prompt slices one after the other, each with the masks before it moved as the image moves, until all are empty.
+
+    A box alone does not follow a structure that runs obliquely: SAM takes what is most distinct in it, and each wrong
+    mask makes the next box. So the boxes go with the image, and SAM draws only the edge of what came along.
 
     Args:
         decode: Asks SAM.
-        masks: (K, side, side) bool, of the slice beside the first one.
+        frame: Function of a slice's number: (side, side) intensities in [0, 1].
+        masks: (K, side, side) bool, of the slice before the first one.
         slices: In order.
         limits: (K, 4) boxes that no prompt leaves, in pixels of a mask.
+        step_px: Distance between two slices in pixels of a mask.
     """
     for slice_index in slices:
-        boxes, is_prompted = neighbour_boxes(masks, limits)
+        if not masks.any():
+            return
+        motion = motion_between(frame(slice_index - slices.step).numpy(), frame(slice_index).numpy())
+        depths = moved_masks(masks, motion, limits)
+        boxes, is_prompted = neighbour_boxes(depths > 0, limits)
         if not is_prompted.any():
             return
         logits, iou = decode(slice_index, boxes[is_prompted], is_prompted)
+        held = [
+            held_mask(mask, depth, step_px)
+            for mask, depth in zip((logits > 0).numpy(), depths[is_prompted], strict=True)
+        ]
         masks = np.zeros_like(masks)
-        masks[is_prompted] = (logits > 0).numpy()
-        yield CarriedMasks(slice_index, is_prompted, logits, iou)
+        masks[is_prompted] = held
+        yield CarriedMasks(slice_index, is_prompted, logits, iou, masks[is_prompted])
 
 
 def spread_marks(
@@ -90,7 +124,7 @@ def spread_marks(
 def _carry(
     slices: Slices, marked: Marked, number: int, on_the_way: range, limits: np.ndarray, *, ends: bool
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Slice and logits (side, side) of the parts that go on; `ends` says whether the structure may end on the way."""
+    """Slice and logits (side, side) of the mask that goes on; `ends` says whether the structure may end on the way."""
     if not on_the_way or not marked.mask.any():
         return
 
@@ -100,15 +134,20 @@ def _carry(
     def looks(slice_index: int, mask: np.ndarray) -> Looks:
         return looks_of(slices.frame(slice_index).numpy(), slices.embedding(slice_index).float().numpy(), mask)
 
-    start, previous = looks(number, marked.mask), marked.mask
-    for found in carry_masks(decode, marked.mask[None], on_the_way, limits[None]):
-        logits = found.logits[0].numpy()
-        mask = touching_parts(logits > 0, previous)
+    previous, doubtful = marked.mask, []
+    start = seen = looks(number, marked.mask)
+    carried = carry_masks(decode, slices.frame, marked.mask[None], on_the_way, limits[None], step_px=slices.step_px)
+    for found in carried:
+        logits, mask = found.logits[0].numpy(), found.masks[0]
         if not mask.any():
             return
+        own = touching_parts(logits > 0, mask)
         share = float(found.predicted_iou[0] * stability_scores(found.logits)[0]) / max(marked.confidence, 1e-8)
-        areas = int(mask.sum()), int(previous.sum())
-        if ends and not goes_on(*areas, share, looks(found.slice_index, mask), start):
+        now = looks(found.slice_index, mask)
+        doubtful.append((found.slice_index, np.where(mask, np.maximum(logits, BARELY), np.minimum(logits, -BARELY))))
+        if not ends or goes_on(int(own.sum()), int(previous.sum()), share, now, start, seen):
+            yield from doubtful
+            doubtful = []
+        elif len(doubtful) == N_ENDING:
             return
-        yield found.slice_index, np.where(mask, logits, np.minimum(logits, BARELY_OUTSIDE))
-        previous = mask
+        previous, seen = mask, now

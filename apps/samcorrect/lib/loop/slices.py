@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from samcorrect.lib.core.clicks import Click
+from samcorrect.lib.core.propagation import slice_step_px
 from samcorrect.lib.loop.workspace import Workspace
 from samcorrect.lib.store.volumes import Volume
 from samcorrect.lib.transforms.frame import (
@@ -33,6 +34,7 @@ class Slices:
         shape: (H, W, D) with the slice axis last.
         mask_px: Side of the masks that SAM gives.
         content_hw: Rows and columns of a mask that a slice fills.
+        step_px: Distance between two slices in pixels of a mask.
         frame: Function of a slice's number: (side, side) float32 in [0, 1].
         embedding: Function of a slice's number: SAM's encoding, from the disk where it was made before.
     """
@@ -48,6 +50,7 @@ class Slices:
         is_square = max(in_slice) <= MAX_SQUARE_RATIO * min(in_slice)
         self._seen_hw = None if is_square else seen_size(self.shape[:2], in_slice)
         self.content_hw = content_size(self._seen_hw or self.shape[:2], self.mask_px)
+        self.step_px = slice_step_px(self.shape, self.in_order(volume.spacing_mm), self.content_hw)
         # One slice is asked for several times in a row.
         self.frame, self.embedding = lru_cache(2)(self._frame), lru_cache(N_KEPT)(self._embedding)
 
