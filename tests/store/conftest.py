@@ -1,4 +1,4 @@
-"""A real PostgreSQL server for the tests of the ledger."""
+"""A real PostgreSQL server for the tests of the ledger, and a ledger of a few images."""
 
 import os
 import shutil
@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from samcorrect.lib.store.ledger import Ledger
+from samcorrect.lib.store.studies import ImageFile
 
 # Where Debian puts the server's programs; elsewhere they are on PATH.
 DEBIAN_FOLDER = Path("/usr/lib/postgresql")
@@ -56,3 +59,12 @@ def ledger_url(request: pytest.FixtureRequest) -> str | None:
     if request.param == "sqlite":
         return None
     return request.getfixturevalue("new_postgres_database")()
+
+
+@pytest.fixture
+def ledger(tmp_path: Path, ledger_url: str | None) -> Iterator[Ledger]:
+    """A ledger of three images without a label."""
+    ledger = Ledger(tmp_path / "state", ledger_url)
+    ledger.sync_images([ImageFile(name, f"{name}.png", name) for name in ("a", "b", "c")])
+    yield ledger
+    ledger.close()

@@ -4,44 +4,13 @@ import hashlib
 import json
 
 import pytest
+from ledger_rows import NOW, enter, score
 from sqlalchemy import text
 
 from samcorrect.lib.errors import RequestError
 from samcorrect.lib.store.ledger import Ledger
 from samcorrect.lib.store.records.audit import append_audit
-from samcorrect.lib.store.schema import MODEL_CANDIDATE, LabelVersionRow, ModelRow, QualityRow
-from samcorrect.lib.store.studies import ImageFile
-
-NOW = 1_000_000.0
-
-
-@pytest.fixture
-def ledger(tmp_path, ledger_url):
-    ledger = Ledger(tmp_path / "state", ledger_url)
-    ledger.sync_images([ImageFile(name, f"{name}.png", name) for name in ("a", "b", "c")])
-    yield ledger
-    ledger.close()
-
-
-def enter(ledger: Ledger, image_id: str, tag: str, content: str, maker: str = "sam:test", **columns) -> LabelVersionRow:
-    sha256 = hashlib.sha256(content.encode()).hexdigest()
-    row = LabelVersionRow(
-        image_id=image_id,
-        tag=tag,
-        maker=maker,
-        path=f"labels/{content}",
-        content_sha256=sha256,
-        created_at=NOW,
-        **columns,
-    )
-    return ledger.add_label(row)
-
-
-def score(ledger: Ledger, label: LabelVersionRow, value: float | None) -> None:
-    ledger.set_quality(
-        label.id,
-        [QualityRow(label_version_id=label.id, structure_index=i, score=value, created_at=NOW) for i in (0, 7)],
-    )
+from samcorrect.lib.store.schema import MODEL_CANDIDATE, LabelVersionRow, ModelRow
 
 
 @pytest.fixture

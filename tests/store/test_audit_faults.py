@@ -1,6 +1,5 @@
 """The audit log under attack, beside writers, and after a kill."""
 
-import hashlib
 import json
 import os
 import signal
@@ -9,45 +8,13 @@ import subprocess
 import sys
 import time
 
-import pytest
+from ledger_rows import NOW
 from sqlalchemy import text
 
 from samcorrect.lib.store.engine import LEDGER_NAME
 from samcorrect.lib.store.ledger import Ledger
 from samcorrect.lib.store.records.audit import MAX_REFUSALS, REFUSALS_WINDOW_S
-from samcorrect.lib.store.schema import LabelVersionRow, QualityRow
 from samcorrect.lib.store.studies import ImageFile
-
-NOW = 1_000_000.0
-
-
-@pytest.fixture
-def ledger(tmp_path, ledger_url):
-    ledger = Ledger(tmp_path / "state", ledger_url)
-    ledger.sync_images([ImageFile(name, f"{name}.png", name) for name in ("a", "b", "c")])
-    yield ledger
-    ledger.close()
-
-
-def enter(ledger: Ledger, image_id: str, tag: str, content: str, maker: str = "sam:test", **columns) -> LabelVersionRow:
-    sha256 = hashlib.sha256(content.encode()).hexdigest()
-    row = LabelVersionRow(
-        image_id=image_id,
-        tag=tag,
-        maker=maker,
-        path=f"labels/{content}",
-        content_sha256=sha256,
-        created_at=NOW,
-        **columns,
-    )
-    return ledger.add_label(row)
-
-
-def score(ledger: Ledger, label: LabelVersionRow, value: float | None) -> None:
-    ledger.set_quality(
-        label.id,
-        [QualityRow(label_version_id=label.id, structure_index=i, score=value, created_at=NOW) for i in (0, 7)],
-    )
 
 
 def execute(ledger: Ledger, *statements: str) -> None:
