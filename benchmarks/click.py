@@ -12,6 +12,7 @@ examples:
 
 import argparse
 import gzip
+import itertools
 import json
 import os
 import shutil
@@ -41,6 +42,8 @@ from samcorrect.lib.loop.workspace import count_cores, open_workspace
 from samcorrect.lib.settings import load_settings
 
 TIMEOUT_S = 600
+# Voxels by which prompts are moved along each axis.
+MAX_SHIFT = 16
 SLICER = {"result_extension": ".nrrd", "result_dtype": "uint8"}
 OHIF = {"result_extension": ".nrrd", "result_dtype": "uint8", "result_compress": False}
 
@@ -160,8 +163,7 @@ def serving(studies: Path, **settings: object) -> Iterator[Clicks]:
 
 def measure_clicks(studies: Path, parsed: argparse.Namespace) -> dict[str, float]:
     """Milliseconds with warm caches: decoder, server, and SAM2's task, in turn; then with a second user."""
-    middle = parsed.slices // 2
-    at_box, at_point = box(parsed.side, middle), point(parsed.side, middle)
+    side, middle = parsed.side, parsed.slices // 2
     seconds: dict[str, list[float]] = {}
     sam2_home = studies.parent / "sam2"
     sam2_home.mkdir()
@@ -170,13 +172,19 @@ def measure_clicks(studies: Path, parsed: argparse.Namespace) -> dict[str, float
         ProcessPoolExecutor(1, get_context("spawn"), open_sam2, (sam2_home, n_threads())) as other_process,
     ):
         decode = bare_decoder(studies, parsed.side, middle)
+        sam2 = {"image": str(studies / "first.nii"), "slice": middle, **point(side, middle)}
+        if parsed.sam2_clicks:
+            # Its first click also compiles and warms up, as ours did before the loop.
+            other_process.submit(sam2_click, sam2).result()
         for image in ("first", "second"):
-            for prompt in (at_box, at_point):
+            for prompt in (box(side, middle), point(side, middle)):
                 click(image, prompt)
         time.sleep(parsed.look)
         for number in range(parsed.clicks):
             _timed(seconds, "decoder", decode)
-            for kind, prompt in (("box", at_box), ("point", at_point)):
+            # Never the same prompt twice: its mask would be remembered.
+            new_box, new_point = box(side, middle, 2 * number + 1), point(side, middle, number + 1)
+            for kind, prompt in (("box", new_box), ("point", new_point)):
                 began = time.perf_counter()
                 told = click("first", prompt)
                 whole = time.perf_counter() - began
@@ -185,38 +193,42 @@ def measure_clicks(studies: Path, parsed: argparse.Namespace) -> dict[str, float
                 seconds.setdefault(f"{kind}_whole_without_encoding", []).append(whole - told["write"])
                 for part in ("pre", "infer", "post", "write"):
                     seconds.setdefault(f"{kind}_{part}", []).append(told[part])
-            _timed(seconds, "box_whole_raw", lambda: click("first", at_box, OHIF))
+            raw = box(side, middle, 2 * number + 2)
+            _timed(seconds, "box_whole_raw", lambda raw=raw: click("first", raw, OHIF))
             if number < parsed.sam2_clicks:
-                sam2 = {"image": str(studies / "first.nii"), "slice": middle, **at_point}
                 seconds.setdefault("sam2_point", []).append(other_process.submit(sam2_click, sam2).result())
-        measure_second_user(click, at_box, parsed, seconds)
+        measure_second_user(click, parsed, seconds)
     numbers: dict[str, float] = {}
     for kind, measured in seconds.items():
         numbers |= percentiles(kind, measured)
     return numbers | _ratios(seconds)
 
 
-def measure_second_user(
-    click: Clicks, at_box: dict[str, Any], parsed: argparse.Namespace, seconds: dict[str, list[float]]
-) -> None:
+def measure_second_user(click: Clicks, parsed: argparse.Namespace, seconds: dict[str, list[float]]) -> None:
     """Add the seconds of clicks on one volume while another user clicks on the other: on one slice, and on new ones."""
+    side, middle = parsed.side, parsed.slices // 2
+    shifts = itertools.count(2 * parsed.clicks + 1)
+
+    def click_first() -> None:
+        click("first", box(side, middle, next(shifts)))
+
     for kind in ("beside_clicks", "beside_new_slices"):
         for _ in range(parsed.clicks):
-            _timed(seconds, f"box_alone_{kind}", lambda: click("first", at_box))
+            _timed(seconds, f"box_alone_{kind}", click_first)
         is_over, other = threading.Event(), click.other()
 
         def click_on(kind: str = kind, is_over: threading.Event = is_over, other: Clicks = other) -> None:
             number = 0
             while not is_over.is_set():
-                k = parsed.slices // 2 if kind == "beside_clicks" else number % parsed.slices
-                other("second", box(parsed.side, k))
+                k = middle if kind == "beside_clicks" else number % parsed.slices
+                other("second", box(side, k, number))
                 number += 1
 
         user = threading.Thread(target=click_on)
         user.start()
         time.sleep(0.5)
         for _ in range(parsed.clicks):
-            _timed(seconds, f"box_{kind}", lambda: click("first", at_box))
+            _timed(seconds, f"box_{kind}", click_first)
         is_over.set()
         user.join()
 
@@ -237,15 +249,17 @@ def n_threads() -> int:
     return load_settings({}).threads or count_cores()
 
 
-def box(side: int, k: int) -> dict[str, Any]:
-    """Slicer's box around the organ in one slice."""
-    ends = [0.33 * side, 0.67 * side, 0.38 * side, 0.62 * side]
+def box(side: int, k: int, shift: int = 0) -> dict[str, Any]:
+    """Slicer's box around the organ in one slice, another for every `shift` below MAX_SHIFT squared."""
+    dx, dy = divmod(shift, MAX_SHIFT)
+    ends = [0.33 * side + dx, 0.67 * side + dx, 0.38 * side + dy, 0.62 * side + dy]
     return {"roi": [*(round(e) for e in ends), k, k], "slice": k, "label": "organ"}
 
 
-def point(side: int, k: int) -> dict[str, Any]:
-    """Slicer's click in the middle of the organ."""
-    return {"foreground": [[side // 2, side // 2, k]], "background": [], "label": "organ"}
+def point(side: int, k: int, shift: int = 0) -> dict[str, Any]:
+    """Slicer's click near the middle of the organ, in another pixel of a mask for every `shift` (two voxels at 512)."""
+    dx, dy = divmod(shift, MAX_SHIFT)
+    return {"foreground": [[side // 2 + 2 * dx, side // 2 + 2 * dy, k]], "background": [], "label": "organ"}
 
 
 def _once(kind: str, call: Callable[[], object]) -> dict[str, float]:
