@@ -1,34 +1,32 @@
 """Stage 3: better labels for those that are judged low."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from samcorrect.lib.core.boxes import box_of_mask
 from samcorrect.lib.core.correction import (
     HUANG_PASSES,
     Choice,
     choose_correction,
     huang_correct,
-    plausible_areas,
     signed_distance_blend,
 )
 from samcorrect.lib.core.pseudo_label import merge_structures
 from samcorrect.lib.core.reweighting import below_better_half
 from samcorrect.lib.errors import UnknownLabelError
-from samcorrect.lib.loop.candidates import find_candidates
 from samcorrect.lib.loop.cohort import Cohort, best_labels, load_cohort
 from samcorrect.lib.loop.rescoring import score_store
 from samcorrect.lib.loop.scoring import Scores, score_cohort, write_scores
+from samcorrect.lib.loop.second_choice import SecondChoice, choose_again, usual_areas, with_choices
 from samcorrect.lib.loop.students import SEED_STRIDE, Trained, predict_cohort, train_on, trusted_only
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
 from samcorrect.lib.networks.student import predict_frames
 from samcorrect.lib.store.schema import TAG_CORRECTED
-from samcorrect.lib.transforms.frame import from_frame, to_frame
+from samcorrect.lib.transforms.frame import from_frame
 
 STAGE_CORRECT = "correcting labels"
 N_CORRECTORS = 2
@@ -48,6 +46,7 @@ class Correction:
         reasons: For each changed structure, what was taken and the judge's score before and after.
         score_before: Judge's mean score of the label, in [0, 1].
         score_after: Of the corrected label.
+        taken: Structure name to what is told of the candidate of SAM that was taken for it, see `SecondChoice`.
     """
 
     label_map: np.ndarray
@@ -55,13 +54,14 @@ class Correction:
     reasons: list[str]
     score_before: float
     score_after: float
+    taken: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def correct_store(workspace: Workspace, *, progress: Progress = no_progress) -> dict[str, Any]:
-    """Score the best labels, correct those that are low and, where any changed, score again.
+    """Score the best labels, choose again among SAM's prompts, correct what is low and, where any changed, score again.
 
     Returns:
-        `n_flagged` and `n_corrected` images.
+        The counts of `count_corrections`.
     """
     cohort = load_cohort(workspace, best_labels(workspace), progress=progress)
     scores = score_cohort(workspace, cohort, seed=workspace.settings.seed, progress=progress)
@@ -73,7 +73,17 @@ def correct_store(workspace: Workspace, *, progress: Progress = no_progress) -> 
     if corrections:
         # The peers that chose a correction are no judges of it.
         score_store(workspace, full=True, progress=progress)
-    return {"n_flagged": int(flagged.any(1).sum()), "n_corrected": len(corrections)}
+    return count_corrections(flagged, corrections)
+
+
+def count_corrections(flagged: np.ndarray, corrections: Collection[int]) -> dict[str, int]:
+    """How many images of (n, K) bool are `n_flagged`, how many of these `n_corrected`, and in how many others
+    (`n_chosen_again`) the mask of another prompt was taken.
+    """
+    is_flagged = flagged.any(1)
+    n_corrected = sum(bool(is_flagged[number]) for number in corrections)
+    told = {"n_flagged": int(is_flagged.sum()), "n_corrected": n_corrected}
+    return told | {"n_chosen_again": len(corrections) - n_corrected}
 
 
 def correct_image(workspace: Workspace, image_id: str) -> Correction:
@@ -149,20 +159,48 @@ def correct_cohort(
     seed: int,
     progress: Progress = no_progress,
 ) -> dict[int, Correction]:
-    """Corrections of the flagged labels by the preset: image number to correction, only where something changed."""
-    if not flagged.any():
-        return {}
+    """Corrections by the preset: image number to correction, only where something changed.
+
+    Ours first takes another candidate of SAM where students agree better with it: for what is flagged, and for all
+    labels of a structure that is doubtful as a whole, if the students know it; of good labels they know less than SAM
+    does. Students of the labels that are trusted then correct what is flagged.
+    """
     if workspace.settings.preset == "huang2023":
         return _correct_by_uncertainty(cohort, scores, flagged, seed=seed, progress=progress)
-    if scores.peer_probs is None or not workspace.settings.has_module("correct"):
+    if scores.peers is None or not workspace.settings.has_module("correct"):
         return {}
     untrusted = flagged | _worse_half(cohort, scores)
     judged = flagged & _has_judge(scores, untrusted)
-    if not judged.any():
-        return {}
+    is_doubtful = np.array([bool(told) for told in scores.doubts])
+    is_open = (judged | (scores.peers.is_judge & is_doubtful)) & ~cohort.is_approved[:, None]
+    taken = choose_again(workspace, cohort, scores.peers, is_open, ~untrusted, progress=progress)
+    choices: dict[int, dict[int, Choice]] = {number: dict(of) for number, of in taken.items()}
+    cohort = with_choices(cohort, taken)
+    probs = (
+        _corrector_probs(workspace, cohort, scores, untrusted, seed=seed, progress=progress) if judged.any() else None
+    )
+    areas = usual_areas(cohort, ~untrusted)
+    for number, k in np.argwhere(judged) if probs is not None else ():
+        choice = _choose(cohort, scores, probs, int(number), int(k), area_range=areas[k])
+        of_image = choices.setdefault(int(number), {})
+        if choice.is_changed or k not in of_image:
+            before = of_image[k].score_before if k in of_image else choice.score_before
+            of_image[int(k)] = replace(choice, score_before=before)
+    changed = [number for number, of in choices.items() if any(choice.is_changed for choice in of.values())]
+    corrections = {}
+    for done, number in enumerate(sorted(changed)):
+        corrections[number] = _on_grid(workspace, cohort, number, choices[number])
+        progress(STAGE_CORRECT, done + 1, len(changed))
+    return corrections
+
+
+def _corrector_probs(
+    workspace: Workspace, cohort: Cohort, scores: Scores, untrusted: np.ndarray, *, seed: int, progress: Progress
+) -> torch.Tensor | None:
+    """(N, K + 1, side, side) of students of the labels that are trusted; None where these are too few."""
     sampling, weights = trusted_only(cohort, scores.peer_probs, untrusted)
     if (sampling > 0).sum() < 2:
-        return {}
+        return None
     correctors = [
         train_on(
             workspace,
@@ -176,15 +214,7 @@ def correct_cohort(
         )
         for number in range(N_CORRECTORS)
     ]
-    probs = torch.stack([predict_cohort(c, cohort) for c in correctors]).mean(0)
-    corrections = {}
-    numbers = np.flatnonzero(judged.any(1))
-    for done, number in enumerate(numbers):
-        choices = _choose_structures(workspace, cohort, scores, judged, ~untrusted, probs, int(number))
-        if any(choice.is_changed for choice in choices.values()):
-            corrections[int(number)] = _on_grid(workspace, cohort, int(number), choices)
-        progress(STAGE_CORRECT, done + 1, len(numbers))
-    return corrections
+    return torch.stack([predict_cohort(c, cohort) for c in correctors]).mean(0)
 
 
 def _worse_half(cohort: Cohort, scores: Scores) -> np.ndarray:
@@ -223,6 +253,10 @@ def save_correction(
 ) -> None:
     """Store a corrected label as a new version; the label before stays."""
     parent = cohort.labels[number]
+    structures, prompts = dict(parent.info.get("structures", {})), dict(parent.prompts)
+    for name, told in correction.taken.items():
+        prompts[name] = {**prompts[name], "box": told["box"]}
+        structures[name] = {**structures[name], **{key: value for key, value in told.items() if key != "box"}}
     workspace.store.save_label_map(
         parent.image_id,
         correction.label_map,
@@ -233,9 +267,9 @@ def save_correction(
         round_number=round_number,
         parent_id=parent.id,
         runtime=parent.runtime,
-        prompts=parent.prompts,
+        prompts=prompts,
         info={
-            **{key: parent.info[key] for key in ("structures",) if key in parent.info},
+            **({"structures": structures} if structures else {}),
             "reasons": correction.reasons,
             "score_before": None if np.isnan(correction.score_before) else round(correction.score_before, 6),
             "score_after": None if np.isnan(correction.score_after) else round(correction.score_after, 6),
@@ -244,46 +278,20 @@ def save_correction(
     )
 
 
-def _choose_structures(
-    workspace: Workspace,
-    cohort: Cohort,
-    scores: Scores,
-    flagged: np.ndarray,
-    trusted: np.ndarray,
-    probs: torch.Tensor,
-    number: int,
-) -> dict[int, Choice]:
+def _choose(
+    cohort: Cohort, scores: Scores, probs: torch.Tensor, number: int, k: int, *, area_range: tuple[float, float]
+) -> Choice:
+    """What the judge takes for one structure of an image: its label, the correctors' prediction, or what is between."""
     span = cohort.spans[number]
-    judge = scores.peer_probs[span].argmax(1).numpy()
-    channels = probs[span].argmax(1).numpy()
-    choices = {}
-    for k in np.flatnonzero(flagged[number]):
-        areas = np.array([cohort.mask(int(n), k + 1).sum() for n in np.flatnonzero(trusted[:, k])])
-        old, prediction = cohort.mask(number, k + 1), channels == k + 1
-        candidates = {
-            "prediction of the correctors": probs[span, k + 1].numpy()
-            if prediction.any()
-            else np.zeros(old.shape, np.float32),
-            "half way between label and prediction": signed_distance_blend(old, prediction),
-            **_sam_candidates(workspace, cohort, number, int(k), prediction),
-        }
-        choices[int(k)] = choose_correction(old, candidates, judge == k + 1, area_range=plausible_areas(areas))
-    return choices
-
-
-def _sam_candidates(
-    workspace: Workspace, cohort: Cohort, number: int, k: int, prediction: np.ndarray
-) -> Mapping[str, np.ndarray]:
-    """SAM's mask nearest to the correctors' prediction among the prompts that were tried, in the student's frame."""
-    row, label = cohort.images[number], cohort.labels[number]
-    if not label.prompts or box_of_mask(prediction) is None:
-        return {}
-    volume = workspace.store.read_image(row.id)
-    masks = find_candidates(workspace, volume, row.path)[k].masks
-    side = prediction.shape[-1]
-    small = [to_frame(m.astype(np.float32).transpose(1, 2, 0), side).numpy() for m in masks]
-    overlaps = [2 * ((m > 0.5) & prediction).sum() / max(1, (m > 0.5).sum() + prediction.sum()) for m in small]
-    return {"SAM from another prompt": small[int(np.argmax(overlaps))]}
+    old, prediction = cohort.mask(number, k + 1), (probs[span].argmax(1) == k + 1).numpy()
+    candidates = {
+        "prediction of the correctors": probs[span, k + 1].numpy()
+        if prediction.any()
+        else np.zeros_like(old, np.float32),
+        "half way between label and prediction": signed_distance_blend(old, prediction),
+    }
+    judge = (scores.peer_probs[span].argmax(1) == k + 1).numpy()
+    return choose_correction(old, candidates, judge, area_range=area_range)
 
 
 def _on_grid(workspace: Workspace, cohort: Cohort, number: int, choices: dict[int, Choice]) -> Correction:
@@ -305,7 +313,8 @@ def _on_grid(workspace: Workspace, cohort: Cohort, number: int, choices: dict[in
     score_before, score_after = (
         float(np.mean([getattr(c, a) for c in judged])) for a in ("score_before", "score_after")
     )
-    return Correction(label_map, change_map, reasons, score_before, score_after)
+    taken = {cohort.config.names[k]: choice.told for k, choice in choices.items() if isinstance(choice, SecondChoice)}
+    return Correction(label_map, change_map, reasons, score_before, score_after, taken)
 
 
 def _correct_by_uncertainty(

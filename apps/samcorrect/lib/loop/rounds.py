@@ -18,6 +18,7 @@ from samcorrect.lib.loop.audit import audit_start
 from samcorrect.lib.loop.cohort import Cohort, load_cohort
 from samcorrect.lib.loop.correction import (
     correct_cohort,
+    count_corrections,
     disputed_pixels,
     flag_ceiling,
     flag_labels,
@@ -49,7 +50,7 @@ class RunResult:
 
     Attributes:
         run_id: Its number in the ledger.
-        rounds: A dict a round: round, n_flagged, n_corrected, mean_score, scores, flagged, student (see `retraining`).
+        rounds: A dict a round: round, counts of corrections, mean_score, scores, flagged, student (see `retraining`).
         labels_first: Image id to the label before the first round.
         labels_last: Image id to the label after the last.
         final_scores: Image id to the score of its last label, or None.
@@ -137,7 +138,7 @@ def stop_reason(rounds: Sequence[Mapping[str, Any]], n_rounds: int) -> str | Non
     if len(rounds) >= n_rounds:
         return None
     last = rounds[-1]
-    if not last["n_corrected"]:
+    if not last["n_corrected"] + last.get("n_chosen_again", 0):
         return f"no correction was accepted in round {last['round']}"
     before, after = rounds[-2]["mean_score"] if len(rounds) > 1 else None, last["mean_score"]
     if before is not None and after is not None and after < before + MIN_SCORE_GAIN:
@@ -169,9 +170,8 @@ def _run_round(
     logger.info("round %d: %d flagged, %d corrected", number, int(flagged.any(1).sum()), len(corrections))
     return {
         "round": number,
-        "n_flagged": int(flagged.any(1).sum()),
+        **count_corrections(flagged, corrections),
         "flag_ceiling": flag_ceiling(scores, flagged),
-        "n_corrected": len(corrections),
         "mean_score": rounded(float(np.nanmean(scores.scores))) if np.isfinite(scores.scores).any() else None,
         "scores": {row.id: rounded(s) for row, s in zip(cohort.images, scores.scores, strict=True)},
         "structure_scores": {

@@ -115,6 +115,12 @@ def summary_sentences(report: Mapping[str, Any]) -> list[str]:
         if n_left > 0:
             keep, them = ("keeps its mask", "it") if n_left == 1 else ("keep their masks", "them")
             sentences.append(f"{_count(n_left, 'doubtful label')} {keep}: a person should see {them} first.")
+    n_chosen_again = (report.get("correction") or {}).get("n_chosen_again")
+    if n_chosen_again:
+        sentences.append(
+            f"{_count(n_chosen_again, 'other label')} took the mask of another prompt, "
+            "with which students of other images agree better."
+        )
     n_quarantined = len(report.get("quarantined") or [])
     if n_quarantined:
         sentences.append(
@@ -217,6 +223,7 @@ def _correction_view(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     columns = {
         "n_flagged": ("Labels flagged", str),
         "n_corrected": ("Labels corrected", str),
+        "n_chosen_again": ("Others with another prompt's mask", str),
         "dice_before": ("Mean Dice before", _number),
         "dice_after": ("Mean Dice after", _number),
         "good_harmed_share": ("Good labels harmed", "{:.1%}".format),

@@ -190,7 +190,7 @@ def _last_line(path: Path, code: int) -> str:
 def _summary(path: Path) -> dict[str, Any]:
     report = json.loads(path.read_text(encoding="utf-8"))
     told = {key: report[key] for key in ("n_images", "correction", "model_digest", "seconds", "stop_reason")}
-    told["rounds"] = [{k: r[k] for k in ("round", "n_flagged", "n_corrected", "mean_score")} for r in report["rounds"]]
+    told["rounds"] = [{k: v for k, v in of_round.items() if k != "student"} for of_round in report["rounds"]]
     return told | {"n_set_aside": len(report["quarantined"])}
 
 

@@ -1,0 +1,105 @@
+"""Another candidate of SAM in place of a label, where students agree better with it."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from samcorrect.lib.core.metrics import dice
+from samcorrect.lib.errors import ProtocolError
+from samcorrect.lib.loop import second_choice
+from samcorrect.lib.loop.candidates import find_candidates
+from samcorrect.lib.loop.cohort import best_labels, load_cohort
+from samcorrect.lib.loop.correction import correct_cohort, count_corrections, save_correction
+from samcorrect.lib.loop.frame_candidates import shrink_masks
+from samcorrect.lib.loop.peers import Peers
+from samcorrect.lib.loop.pseudo_label import masks_to_grid, pseudo_label_store
+from samcorrect.lib.loop.scoring import score_cohort
+from samcorrect.lib.loop.second_choice import ANOTHER_PROMPT, choose_again, with_choices
+
+
+@pytest.fixture
+def disputed(phantom_workspace):
+    """A workspace and a cohort of two pseudo-labels; peers who say of the first structure of the first image what
+    another candidate says, and of all else what the labels say; and that candidate's number.
+    """
+    workspace = phantom_workspace(n_candidates=12)
+    pseudo_label_store(workspace, image_ids=["case0", "case1"])
+    cohort = load_cohort(workspace, best_labels(workspace))
+    side = cohort.config.side_px
+    found = [find_candidates(workspace, workspace.store.read_image(row.id), row.path) for row in cohort.images]
+    small = shrink_masks(found[0][0].masks, side)
+    other = int(np.argmin([dice(mask, cohort.mask(0, 1)) for mask in small]))
+    judge = cohort.targets.clone()
+    judge[0][judge[0] == 1] = 0
+    judge[0][torch.from_numpy(small[other, 0])] = 1
+    taken_first = [[label.info["structures"][n]["candidate"] for n in cohort.config.names] for label in cohort.labels]
+    nearest = np.array(taken_first)
+    nearest[0, 0] = other
+    probs = torch.nn.functional.one_hot(judge, 3).permute(0, 3, 1, 2).float()
+    return workspace, cohort, Peers(probs, nearest, nearest, np.array([True, True])), other
+
+
+def test_what_the_students_prefer_is_taken_where_it_is_open(disputed):
+    workspace, cohort, peers, other = disputed
+    everywhere = np.ones((2, 2), bool)
+
+    taken = choose_again(workspace, cohort, peers, everywhere, everywhere)
+
+    assert {number: list(of) for number, of in taken.items()} == {0: [0]}
+    choice = taken[0][0]
+    assert choice.name == ANOTHER_PROMPT
+    assert choice.score_before < choice.score_after == 1.0
+    found = find_candidates(workspace, workspace.store.read_image("case0"), cohort.images[0].path)[0]
+    assert choice.told["candidate"] == other
+    assert choice.told["stability"] == found.stability[other]
+    np.testing.assert_array_equal(choice.soft > 0.5, found.masks[other])
+    changed = with_choices(cohort, taken)
+    np.testing.assert_array_equal(changed.mask(0, 1), (peers.probs[:1].argmax(1) == 1).numpy())
+    assert torch.equal(changed.targets[1], cohort.targets[1])
+    assert not choose_again(workspace, cohort, peers, ~everywhere, everywhere)
+    # No prompt, no candidate.
+    assert not choose_again(workspace, cohort, replace(peers, nearest=np.full((2, 2), -1)), everywhere, everywhere)
+
+
+def test_an_image_without_its_box_keeps_its_label(disputed, monkeypatch):
+    workspace, cohort, peers, _ = disputed
+
+    def forgotten(*_):
+        raise ProtocolError("the boxes file has no row for this image")
+
+    monkeypatch.setattr(second_choice, "find_candidates", forgotten)
+    assert not choose_again(workspace, cohort, peers, np.ones((2, 2), bool), np.ones((2, 2), bool))
+
+
+def test_a_label_is_corrected_without_a_flag_and_says_from_which_prompt(disputed):
+    workspace, cohort, peers, other = disputed
+    scored = score_cohort(workspace, cohort, seed=0)
+    scores = replace(scored, peers=peers, peer_probs=peers.probs, doubts=("everything speaks against it", ""))
+    nowhere = np.zeros((2, 2), bool)
+
+    corrections = correct_cohort(workspace, cohort, scores, nowhere, seed=0)
+
+    assert list(corrections) == [0]
+    assert count_corrections(nowhere, corrections) == {"n_flagged": 0, "n_corrected": 0, "n_chosen_again": 1}
+    save_correction(workspace, cohort, 0, corrections[0], run_id=None, round_number=1)
+    row = workspace.store.label("case0", "corrected")
+    name, index = cohort.config.names[0], cohort.config.indices[0]
+    found = find_candidates(workspace, workspace.store.read_image("case0"), cohort.images[0].path)[0]
+    mask = masks_to_grid(found.masks[other], cohort.shapes[0][:2]) > 0.5
+    # A pixel of both structures is the stronger one's.
+    is_alone = workspace.store.read_label(cohort.labels[0]) != cohort.config.indices[1]
+    np.testing.assert_array_equal((workspace.store.read_label(row) == index)[is_alone], mask[is_alone])
+    told, before = row.info["structures"], cohort.labels[0].info["structures"]
+    assert told[name]["candidate"] == other != before[name]["candidate"]
+    assert told[cohort.config.names[1]] == before[cohort.config.names[1]]
+    assert row.prompts[name]["box"] == pytest.approx(found.boxes[other], abs=0.01)
+    assert row.info["reasons"] == [f"{name}: {ANOTHER_PROMPT} (judge {corrections[0].score_before:.2f} to 1.00)"]
+    # A structure that is not doubtful, or that the students do not know, keeps its labels, and so does a person.
+    assert not correct_cohort(workspace, cohort, replace(scores, doubts=("", "")), nowhere, seed=0)
+    ignorant = replace(scores, peers=replace(peers, is_judge=np.zeros(2, bool)))
+    assert not correct_cohort(workspace, cohort, ignorant, nowhere, seed=0)
+    workspace.store.submit_label("case0", workspace.store.label_path(row), tag="final", user="anna")
+    approved = load_cohort(workspace, best_labels(workspace) | {"case0": workspace.store.label("case0", "final")})
+    assert not correct_cohort(workspace, replace(cohort, labels=approved.labels), scores, nowhere, seed=0)
