@@ -2,7 +2,7 @@
 
 import time
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from samcorrect.lib.errors import ConflictError, LabelError, RequestError, UnknownLabelError
@@ -123,13 +123,6 @@ class ReviewRecords(Records):
         query = select(ReviewRow).where(ReviewRow.label_version_id == label_version_id)
         with self.session() as session:
             return session.scalars(query.order_by(ReviewRow.id.desc()).limit(1)).first()
-
-    def last_reviews(self) -> dict[int, ReviewRow]:
-        """Label version to the last decision about it, for the whole store."""
-        newest = select(func.max(ReviewRow.id)).group_by(ReviewRow.label_version_id)
-        with self.session() as session:
-            rows = session.scalars(select(ReviewRow).where(ReviewRow.id.in_(newest)))
-            return {row.label_version_id: row for row in rows}
 
     def rejection(self, image_id: str) -> ReviewRow | None:
         """The last rejection of an image whose newest label is rejected; else None."""
