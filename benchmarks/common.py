@@ -19,7 +19,7 @@ from samcorrect.lib.store.labels import LabelStore
 from samcorrect.lib.store.schema import TAG_ORIGINAL, LabelVersionRow
 from samcorrect.lib.store.studies import LocalStudies
 
-SETTINGS = ("rounds", "student_steps")
+SETTINGS = ("rounds", "student_steps", "judge_steps")
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:

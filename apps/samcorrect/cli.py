@@ -25,6 +25,7 @@ COMMON_SETTINGS = (
     "sam_runtime",
     "n_candidates",
     "student_steps",
+    "judge_steps",
     "student_side_px",
     "student_batch_size",
     "student_dims",

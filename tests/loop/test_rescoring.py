@@ -187,6 +187,8 @@ def test_without_a_usable_context_all_is_scored_and_the_log_says_so_once(labelle
 def test_a_context_of_other_settings_is_not_used(labelled, caplog):
     workspace = labelled(**FEW)
     score_store(workspace)
+    # How long the student learns decides no score.
+    assert not score_store(workspace.with_settings(student_steps=99, judge_steps=12))["is_full"]
     assert score_store(workspace.with_settings(student_steps=13))["is_full"]
     assert "another protocol, model or other settings" in caplog.text
 

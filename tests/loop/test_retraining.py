@@ -5,7 +5,9 @@ import pytest
 
 from samcorrect.lib.core.selection import WHY_AUDIT
 from samcorrect.lib.loop import promotion
+from samcorrect.lib.loop.cohort import best_labels, load_cohort
 from samcorrect.lib.loop.retraining import train_student
+from samcorrect.lib.loop.scoring import score_cohort
 from samcorrect.lib.store.volumes import LPS_TO_RAS, read_label_map, write_label_map
 
 
@@ -19,6 +21,20 @@ def test_the_first_student_is_promoted_provisionally_and_segments(labelled, true
     assert true_dice("case0", workspace.student().predict(volume.array)) > 0.7
     losses = [loss for _, loss in told["losses"]]
     assert losses[-1] < losses[0]
+
+
+def test_the_student_learns_longer_than_its_judges(labelled):
+    workspace = labelled(shares_trainings=False, student_steps=5, judge_steps=2)
+    steps = {}
+    cohort = load_cohort(workspace, best_labels(workspace))
+    score_cohort(workspace, cohort, seed=0, progress=lambda stage, _, total: steps.update({stage: total}))
+    train_student(workspace, progress=lambda stage, _, total: steps.update({stage: total}))
+    assert {stage: n for stage, n in steps.items() if "student" in stage and "the students" not in stage} == {
+        **{f"{pair}out-of-fold student {fold}": 2 for pair in ("", "second ") for fold in "AB"},
+        "student": 5,
+    }
+    # Never longer than the student itself.
+    assert workspace.with_settings(student_steps=1).settings.steps_of_judges == 1
 
 
 def test_a_finished_training_is_not_repeated(labelled):

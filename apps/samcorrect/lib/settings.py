@@ -64,7 +64,13 @@ class Settings(BaseModel):
     sam_runtime: SamRuntime = Field("auto", description="how SAM's encoder runs; auto takes the fastest installed")
     embedding_cache_mb: int = Field(4096, ge=1, le=2**30, description="size of the cache of SAM's embeddings, in MiB")
     n_candidates: int = Field(16, ge=1, le=64, description="prompt boxes tried for each structure")
-    student_steps: int = Field(400, ge=1, le=100_000, description="optimiser steps of one training")
+    student_steps: int = Field(1200, ge=1, le=100_000, description="optimiser steps of the student")
+    judge_steps: int = Field(
+        400,
+        ge=1,
+        le=100_000,
+        description="optimiser steps of the many students that judge and correct labels; at most student_steps",
+    )
     student_batch_size: int = Field(8, ge=1, le=256, description="slices in a training batch")
     student_side_px: int = Field(128, ge=32, le=512, multiple_of=16, description="largest side of the student's frame")
     student_learning_rate: float = Field(2e-3, gt=0, le=1, description="peak learning rate")
@@ -105,6 +111,11 @@ class Settings(BaseModel):
         2, ge=0, le=64, description="slices on each side of a click that are encoded ahead; 0 encodes nothing ahead"
     )
     max_upload_mb: int = Field(4096, ge=1, le=2**20, description="largest upload that the server takes, in MiB")
+
+    @property
+    def steps_of_judges(self) -> int:
+        """Optimiser steps of a student that judges or corrects labels."""
+        return min(self.judge_steps, self.student_steps)
 
     @property
     def states_to_train_on(self) -> tuple[str, ...]:

@@ -113,8 +113,8 @@ def _train_arms(
 
 def train_baseline(workspace: Workspace, cohort: Cohort, *, progress: Progress = no_progress) -> Student:
     """A student of all labels of a cohort as they are, from the seed that the rounds train theirs from."""
-    seed = workspace.settings.seed + 10 * SEED_STRIDE
-    return train_on(workspace, cohort, np.arange(len(cohort)), name="student", seed=seed, progress=progress).student
+    how = {"seed": workspace.settings.seed + 10 * SEED_STRIDE, "steps": workspace.settings.student_steps}
+    return train_on(workspace, cohort, np.arange(len(cohort)), name="student", progress=progress, **how).student
 
 
 def last_student(workspace: Workspace, result: RunResult) -> Student:

@@ -33,7 +33,7 @@ KEY_SETTINGS = (
     "seed",
     "n_candidates",
     "modules",
-    "student_steps",
+    "steps_of_judges",
     "student_batch_size",
     "student_side_px",
     "student_learning_rate",

@@ -100,6 +100,7 @@ def retrain(
         learnt,
         name=STUDENT_NAME,
         seed=seed + 10 * SEED_STRIDE,
+        steps=workspace.settings.student_steps,
         sampling=sampling,
         weights=weights,
         start=_start(workspace, cohort, run_id, round_number),

@@ -84,6 +84,7 @@ def train_on(
     *,
     name: str,
     seed: int,
+    steps: int | None = None,
     sampling: np.ndarray | None = None,
     weights: torch.Tensor | None = None,
     targets: torch.Tensor | None = None,
@@ -100,6 +101,7 @@ def train_on(
         numbers: Which images, at least one; labels that were rejected since they were read are left out.
         name: Shown in the progress.
         seed: Of the training.
+        steps: Of the optimiser; by default as many as a judge takes.
         sampling: (n,) how often each image of the cohort is drawn; 1 by default, and without the module image_weights.
         weights: (N, side, side) pixel weights; 1 by default, and without the module pixel_weights.
         targets: Instead of the cohort's.
@@ -114,6 +116,7 @@ def train_on(
         DependencyError, TrackingError: MLflow is wanted and cannot be used.
     """
     settings = workspace.settings
+    steps = steps or settings.steps_of_judges
     numbers = numbers[standing(workspace, cohort)[numbers]]
     if not len(numbers):
         raise LabelError(f"every label that the {name} would learn from was rejected; make new labels, then run again")
@@ -123,14 +126,14 @@ def train_on(
     if settings.student_early_stop:
         data = _hold_out(cohort, numbers, data, seed=seed)
     config = replace(cohort.config, dropout=dropout)
-    digest = training_digest(workspace, config, data, seed=seed, weigh_batch=weigh_batch, start=start)[:32]
+    rules = {"steps": steps, "seed": seed, "weigh_batch": weigh_batch, "start": start}
+    digest = training_digest(workspace, config, data, **rules)[:32]
     relative = Path(MODELS_NAME) / f"{digest}.pt"
     path = workspace.store.state_dir / relative
     kept = load_kept(path)
     if kept is None:
-        rules = {"seed": seed, "weigh_batch": weigh_batch, "start": start}
         kept = _train(workspace, config, data, path, name=name, progress=progress, **rules)
-    progress(name, settings.student_steps, settings.student_steps)
+    progress(name, steps, steps)
     student, curve = kept
     return Trained(student, relative.as_posix(), curve)
 
@@ -142,6 +145,7 @@ def _train(
     path: Path,
     *,
     name: str,
+    steps: int,
     seed: int,
     weigh_batch: WeighBatch | None,
     start: Student | None,
@@ -156,7 +160,7 @@ def _train(
         training = train_network(
             config,
             data,
-            steps=settings.student_steps,
+            steps=steps,
             batch_size=settings.student_batch_size,
             learning_rate=settings.student_learning_rate,
             seed=seed,

@@ -79,13 +79,14 @@ def training_digest(
     config: StudentConfig,
     data: TrainingData,
     *,
+    steps: int,
     seed: int,
     weigh_batch: WeighBatch | None,
     start: Student | None,
 ) -> str:
     """Everything that decides the bytes of a trained student."""
     settings = workspace.settings
-    sizes = [settings.student_steps, settings.student_batch_size, settings.student_learning_rate, seed, data.lengths]
+    sizes = [steps, settings.student_batch_size, settings.student_learning_rate, seed, data.lengths]
     rule = weigh_batch.__name__ if weigh_batch else ""
     machine = [torch.get_num_threads(), has_fast_bf16()]
     recipe = [FORMAT, RECIPE_VERSION, asdict(config), *sizes, rule, *machine, start and start.digest]
