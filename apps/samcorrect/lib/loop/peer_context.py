@@ -33,7 +33,6 @@ KEY_SETTINGS = (
     "seed",
     "n_candidates",
     "modules",
-    "steps_of_judges",
     "student_batch_size",
     "student_side_px",
     "student_learning_rate",
@@ -146,7 +145,7 @@ def read_context(workspace: Workspace) -> tuple[PeerContext, ContextPeers] | Non
 
 def context_key(workspace: Workspace) -> str:
     """What a context must share with a workspace that uses it."""
-    parts = [getattr(workspace.settings, name) for name in KEY_SETTINGS]
+    parts = [getattr(workspace.settings, name) for name in (*KEY_SETTINGS, "steps_of_judges")]
     parts += [CONTEXT_FORMAT, workspace.require_protocol().digest, workspace.sam.digest, workspace.sam.runtime]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

@@ -37,7 +37,15 @@ from samcorrect.lib.transforms.frame import labels_to_frame
 logger = logging.getLogger(__name__)
 
 # Settings that change the result of a run; where its files lie and how the queue works do not.
-RESULT_SETTINGS = (*KEY_SETTINGS, "student_steps", "rounds", "train_on", "student_start", "huang_noise_rate")
+RESULT_SETTINGS = (
+    *KEY_SETTINGS,
+    "student_steps",
+    "judge_steps",
+    "rounds",
+    "train_on",
+    "student_start",
+    "huang_noise_rate",
+)
 # Two trainings of one recipe differ by about this much; a mean score that rises by less has stopped to improve.
 MIN_SCORE_GAIN = 0.005
 # Seeds of runs and of the rounds in them are this far apart; a round uses less than the second.
