@@ -76,7 +76,8 @@ def test_an_image_without_its_box_keeps_its_label(disputed, monkeypatch):
 def test_a_label_is_corrected_without_a_flag_and_says_from_which_prompt(disputed):
     workspace, cohort, peers, other = disputed
     scored = score_cohort(workspace, cohort, seed=0)
-    scores = replace(scored, peers=peers, peer_probs=peers.probs, doubts=("everything speaks against it", ""))
+    features = [{**of, "peer_dice": np.full(2, 0.9)} for of in scored.features]
+    scores = replace(scored, peers=peers, peer_probs=peers.probs, doubts=("doubtful", ""), features=features)
     nowhere = np.zeros((2, 2), bool)
 
     corrections = correct_cohort(workspace, cohort, scores, nowhere, seed=0)

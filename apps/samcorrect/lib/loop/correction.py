@@ -161,18 +161,20 @@ def correct_cohort(
 ) -> dict[int, Correction]:
     """Corrections by the preset: image number to correction, only where something changed.
 
-    Ours first takes another candidate of SAM where students agree better with it: for what is flagged, and for all
-    labels of a structure that is doubtful as a whole, if the students know it; of good labels they know less than SAM
-    does. Students of the labels that are trusted then correct what is flagged.
+    Ours changes only structures that the students know better than SAM's prompts agree on them. It first takes another
+    candidate of SAM where students agree better with it: for what is flagged, and for all labels of a structure that is
+    doubtful as a whole; of good labels they know less than SAM does. Students of the labels that are trusted then
+    correct what is flagged.
     """
     if workspace.settings.preset == "huang2023":
         return _correct_by_uncertainty(cohort, scores, flagged, seed=seed, progress=progress)
     if scores.peers is None or not workspace.settings.has_module("correct"):
         return {}
     untrusted = flagged | _worse_half(cohort, scores)
-    judged = flagged & _has_judge(scores, untrusted)
+    has_judge = scores.peers.is_judge & _has_judge(scores, untrusted)
+    judged = flagged & has_judge
     is_doubtful = np.array([bool(told) for told in scores.doubts])
-    is_open = (judged | (scores.peers.is_judge & is_doubtful)) & ~cohort.is_approved[:, None]
+    is_open = (judged | (has_judge & is_doubtful)) & ~cohort.is_approved[:, None]
     taken = choose_again(workspace, cohort, scores.peers, is_open, ~untrusted, progress=progress)
     choices: dict[int, dict[int, Choice]] = {number: dict(of) for number, of in taken.items()}
     cohort = with_choices(cohort, taken)
