@@ -198,6 +198,7 @@ TASK_PARAMS = [
     json.dumps({"a": "x" * 100_000}),
 ]
 INFER = "/infer/sam_prompt?image=case0"
+INFER_3D, CARRY = "/infer/sam_prompt?image=oblique3d", "/infer/sam_volume?image=oblique3d"
 REJECT, APPROVE, LOOP = "/samcorrect/reject", "/samcorrect/approve", "/samcorrect/loop"
 SUBMIT = "/datastore/label?image=case0"
 # Whole requests: a name, a method, a target and a body.
@@ -225,21 +226,9 @@ REQUESTS: dict[str, tuple[str, str, Body | None]] = {
     "infer to another suffix": ("POST", INFER, form(params='{"result_extension": "/../../x.nii"}')),
     "infer with a list for a choice": ("POST", INFER, form(params='{"save_label": [1]}')),
     "infer far outside the image": ("POST", INFER, form(params='{"foreground": [[1e300, 0, 0]]}')),
-    "infer in a far slice": (
-        "POST",
-        "/infer/sam_prompt?image=oblique3d",
-        form(params='{"foreground": [[1, 1, 9999]]}'),
-    ),
-    "carry from a far slice": (
-        "POST",
-        "/infer/sam_volume?image=oblique3d",
-        form(params='{"foreground": [[1, 1, 9999]]}'),
-    ),
-    "carry from a far axis": (
-        "POST",
-        "/infer/sam_volume?image=oblique3d",
-        form(params='{"foreground": [[1, 1, 1]], "axis": 7}'),
-    ),
+    "infer in a far slice": ("POST", INFER_3D, form(params='{"foreground": [[1, 1, 9999]]}')),
+    "carry from a far slice": ("POST", CARRY, form(params='{"foreground": [[1, 1, 9999]]}')),
+    "carry from a far axis": ("POST", CARRY, form(params='{"foreground": [[1, 1, 1]], "axis": 7}')),
     "infer with half a box": ("POST", INFER, form(params='{"roi": [1, 2, 3]}')),
     "infer with points in words": ("POST", INFER, form(params='{"foreground": "here"}')),
     "infer with a long name": ("POST", INFER, form(params=json.dumps({"label": "x" * 65, "foreground": [[1, 1, 0]]}))),

@@ -38,13 +38,7 @@ def build_report(
         comparison: From `arms.compare`, or None.
     """
     settings = workspace.settings
-    flagged = {i for told in result.rounds for i in told["flagged"]}
-    changed = {i for told in result.rounds for i in told["corrected"]}
-    counts = {
-        "n_flagged": len(flagged),
-        "n_corrected": len(flagged & changed),
-        "n_chosen_again": len(changed - flagged),
-    }
+    counts: dict[str, Any] = _counts(result)
     quality: dict[str, Any] = {}
     pairs: dict[str, tuple[list[float], list[float]]] = {}
     if truth is not None:
@@ -89,6 +83,13 @@ def build_report(
         "serve_command": serve_command(workspace),
     }
     return report, pairs
+
+
+def _counts(result: RunResult) -> dict[str, int]:
+    """Images that any round flagged, those of them that one corrected, and the others that one changed."""
+    flagged, changed = ({i for told in result.rounds for i in told[key]} for key in ("flagged", "corrected"))
+    n_corrected = len(flagged & changed)
+    return {"n_flagged": len(flagged), "n_corrected": n_corrected, "n_chosen_again": len(changed) - n_corrected}
 
 
 def write_report(
