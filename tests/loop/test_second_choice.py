@@ -11,7 +11,7 @@ from samcorrect.lib.errors import ProtocolError
 from samcorrect.lib.loop import second_choice
 from samcorrect.lib.loop.candidates import find_candidates
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
-from samcorrect.lib.loop.correction import correct_cohort, count_corrections, save_correction
+from samcorrect.lib.loop.correction import correct_cohort, count_corrections, flagged_images, save_correction
 from samcorrect.lib.loop.frame_candidates import shrink_masks
 from samcorrect.lib.loop.peers import Peers
 from samcorrect.lib.loop.pseudo_label import masks_to_grid, pseudo_label_store
@@ -52,8 +52,8 @@ def test_what_the_students_prefer_is_taken_where_it_is_open(disputed):
     assert choice.name == ANOTHER_PROMPT
     assert choice.score_before < choice.score_after == 1.0
     found = find_candidates(workspace, workspace.store.read_image("case0"), cohort.images[0].path)[0]
-    assert choice.told["candidate"] == other
-    assert choice.told["stability"] == found.stability[other]
+    assert choice.info["candidate"] == other
+    assert choice.info["stability"] == found.stability[other]
     np.testing.assert_array_equal(choice.soft > 0.5, found.masks[other])
     changed = with_choices(cohort, taken)
     np.testing.assert_array_equal(changed.mask(0, 1), (peers.probs[:1].argmax(1) == 1).numpy())
@@ -83,7 +83,11 @@ def test_a_label_is_corrected_without_a_flag_and_says_from_which_prompt(disputed
     corrections = correct_cohort(workspace, cohort, scores, nowhere, seed=0)
 
     assert list(corrections) == [0]
-    assert count_corrections(nowhere, corrections) == {"n_flagged": 0, "n_corrected": 0, "n_chosen_again": 1}
+    assert count_corrections(flagged_images(nowhere), corrections.keys()) == {
+        "n_flagged": 0,
+        "n_corrected": 0,
+        "n_chosen_again": 1,
+    }
     save_correction(workspace, cohort, 0, corrections[0], run_id=None, round_number=1)
     row = workspace.store.label("case0", "corrected")
     name, index = cohort.config.names[0], cohort.config.indices[0]

@@ -50,6 +50,15 @@ class Candidates:
         """(K,) predicted IoU times stability."""
         return self.predicted_iou * self.stability
 
+    def info(self, number: int) -> dict[str, float]:
+        """What a label's info says of a candidate that was taken."""
+        of_candidate = {name: float(getattr(self, name)[number]) for name in ("predicted_iou", "stability")}
+        return {"candidate": number, **of_candidate}
+
+    def box(self, number: int) -> list[float]:
+        """The box of a candidate, as a label's prompts have it."""
+        return [round(float(v), 2) for v in self.boxes[number]]
+
 
 def prompting_student(workspace: Models) -> Student | None:
     """The student that gives prompts; None where no structure of the protocol asks for it.

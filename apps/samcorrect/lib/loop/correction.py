@@ -1,6 +1,6 @@
 """Stage 3: better labels for those that are judged low."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -46,7 +46,7 @@ class Correction:
         reasons: For each changed structure, what was taken and the judge's score before and after.
         score_before: Judge's mean score of the label, in [0, 1].
         score_after: Of the corrected label.
-        taken: Structure name to what is told of the candidate of SAM that was taken for it, see `SecondChoice`.
+        taken: Structure name to the candidate of SAM that was taken for it.
     """
 
     label_map: np.ndarray
@@ -54,7 +54,7 @@ class Correction:
     reasons: list[str]
     score_before: float
     score_after: float
-    taken: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    taken: Mapping[str, SecondChoice] = field(default_factory=dict)
 
 
 def correct_store(workspace: Workspace, *, progress: Progress = no_progress) -> dict[str, Any]:
@@ -73,17 +73,20 @@ def correct_store(workspace: Workspace, *, progress: Progress = no_progress) -> 
     if corrections:
         # The peers that chose a correction are no judges of it.
         score_store(workspace, full=True, progress=progress)
-    return count_corrections(flagged, corrections)
+    return count_corrections(flagged_images(flagged), corrections.keys())
 
 
-def count_corrections(flagged: np.ndarray, corrections: Collection[int]) -> dict[str, int]:
-    """How many images of (n, K) bool are `n_flagged`, how many of these `n_corrected`, and in how many others
-    (`n_chosen_again`) the mask of another prompt was taken.
+def count_corrections(flagged: Set[Hashable], changed: Set[Hashable]) -> dict[str, int]:
+    """How many images are `n_flagged`, how many of these `n_corrected`, and in how many others (`n_chosen_again`) the
+    mask of another prompt was taken.
     """
-    is_flagged = flagged.any(1)
-    n_corrected = sum(bool(is_flagged[number]) for number in corrections)
-    told = {"n_flagged": int(is_flagged.sum()), "n_corrected": n_corrected}
-    return told | {"n_chosen_again": len(corrections) - n_corrected}
+    n_corrected = len(flagged & changed)
+    return {"n_flagged": len(flagged), "n_corrected": n_corrected, "n_chosen_again": len(changed) - n_corrected}
+
+
+def flagged_images(flagged: np.ndarray) -> set[int]:
+    """The numbers of the images of which (n, K) bool flags a structure."""
+    return set(np.flatnonzero(flagged.any(1)).tolist())
 
 
 def correct_image(workspace: Workspace, image_id: str) -> Correction:
@@ -175,6 +178,8 @@ def correct_cohort(
     judged = flagged & has_judge
     is_doubtful = np.array([bool(told) for told in scores.doubts])
     is_open = (judged | (has_judge & is_doubtful)) & ~cohort.is_approved[:, None]
+    if not is_open.any():
+        return {}
     taken = choose_again(workspace, cohort, scores.peers, is_open, ~untrusted, progress=progress)
     choices: dict[int, dict[int, Choice]] = {number: dict(of) for number, of in taken.items()}
     cohort = with_choices(cohort, taken)
@@ -256,9 +261,9 @@ def save_correction(
     """Store a corrected label as a new version; the label before stays."""
     parent = cohort.labels[number]
     structures, prompts = dict(parent.info.get("structures", {})), dict(parent.prompts)
-    for name, told in correction.taken.items():
-        prompts[name] = {**prompts[name], "box": told["box"]}
-        structures[name] = {**structures[name], **{key: value for key, value in told.items() if key != "box"}}
+    for name, choice in correction.taken.items():
+        prompts[name] = {**prompts[name], "box": choice.box}
+        structures[name] = {**structures[name], **choice.info}
     workspace.store.save_label_map(
         parent.image_id,
         correction.label_map,
@@ -315,7 +320,7 @@ def _on_grid(workspace: Workspace, cohort: Cohort, number: int, choices: dict[in
     score_before, score_after = (
         float(np.mean([getattr(c, a) for c in judged])) for a in ("score_before", "score_after")
     )
-    taken = {cohort.config.names[k]: choice.told for k, choice in choices.items() if isinstance(choice, SecondChoice)}
+    taken = {cohort.config.names[k]: choice for k, choice in choices.items() if isinstance(choice, SecondChoice)}
     return Correction(label_map, change_map, reasons, score_before, score_after, taken)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from samcorrect import __version__
+from samcorrect.lib.loop.correction import count_corrections
 from samcorrect.lib.loop.evaluation import GroundTruth, evaluate_correction, evaluate_quality, label_dice
 from samcorrect.lib.loop.rounds import RunResult
 from samcorrect.lib.loop.workspace import Workspace
@@ -38,7 +39,8 @@ def build_report(
         comparison: From `arms.compare`, or None.
     """
     settings = workspace.settings
-    counts: dict[str, Any] = _counts(result)
+    flagged, changed = ({i for told in result.rounds for i in told[key]} for key in ("flagged", "corrected"))
+    counts: dict[str, Any] = count_corrections(flagged, changed)
     quality: dict[str, Any] = {}
     pairs: dict[str, tuple[list[float], list[float]]] = {}
     if truth is not None:
@@ -83,13 +85,6 @@ def build_report(
         "serve_command": serve_command(workspace),
     }
     return report, pairs
-
-
-def _counts(result: RunResult) -> dict[str, int]:
-    """Images that any round flagged, those of them that one corrected, and the others that one changed."""
-    flagged, changed = ({i for told in result.rounds for i in told[key]} for key in ("flagged", "corrected"))
-    n_corrected = len(flagged & changed)
-    return {"n_flagged": len(flagged), "n_corrected": n_corrected, "n_chosen_again": len(changed) - n_corrected}
 
 
 def write_report(

@@ -228,12 +228,10 @@ def _assemble(models: Models, volume: Volume, candidates: list[Candidates], chos
         soft.append(masks_to_grid(found.masks[number], volume.array.shape[:2]))
         prompts[structure.name] = {
             "source": structure.prompt.source,
-            "box": [round(float(v), 2) for v in found.boxes[number]],
+            "box": found.box(number),
         }
         structures[structure.name] = {
-            "candidate": number,
-            "predicted_iou": float(found.predicted_iou[number]),
-            "stability": float(found.stability[number]),
+            **found.info(number),
             "prompt_agreement": rounded(prompt_agreement(found.masks)),
             "usual_shape": [None if np.isnan(v) else float(v) for v in _usual_shape(found)],
         }

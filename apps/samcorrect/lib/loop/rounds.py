@@ -22,6 +22,7 @@ from samcorrect.lib.loop.correction import (
     disputed_pixels,
     flag_ceiling,
     flag_labels,
+    flagged_images,
     save_correction,
 )
 from samcorrect.lib.loop.peer_context import KEY_SETTINGS
@@ -178,7 +179,7 @@ def _run_round(
     logger.info("round %d: %d flagged, %d corrected", number, int(flagged.any(1).sum()), len(corrections))
     return {
         "round": number,
-        **count_corrections(flagged, corrections),
+        **count_corrections(flagged_images(flagged), corrections.keys()),
         "flag_ceiling": flag_ceiling(scores, flagged),
         "mean_score": rounded(float(np.nanmean(scores.scores))) if np.isfinite(scores.scores).any() else None,
         "scores": {row.id: rounded(s) for row, s in zip(cohort.images, scores.scores, strict=True)},

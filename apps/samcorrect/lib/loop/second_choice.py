@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +20,13 @@ ANOTHER_PROMPT = "SAM from another prompt"
 
 @dataclass(frozen=True)
 class SecondChoice(Choice):
-    """Another candidate of SAM, whose `soft` has the side of SAM's masks; `told` is what a label's info and prompts say
-    of it.
+    """Another candidate of SAM, whose `soft` has the side of SAM's masks; `small` is its (D, side, side) bool in the
+    student's frame, `info` and `box` are what the label says of it.
     """
 
-    told: Mapping[str, Any]
+    small: np.ndarray
+    info: Mapping[str, float]
+    box: list[float]
 
 
 def choose_again(
@@ -62,21 +63,20 @@ def choose_again(
         for k in np.flatnonzero(is_open[number] & (peers.nearest[number] >= 0)):
             of, nearest = found[k], int(peers.nearest[number, k])
             mask = of.masks[nearest]
-            small = shrink_masks(mask[None], cohort.config.side_px)[0].astype(np.float32)
+            small = shrink_masks(mask[None], cohort.config.side_px)[0]
             peer = (judge[span] == k + 1).numpy()
             old = cohort.mask(int(number), k + 1)
-            choice = choose_correction(old, {ANOTHER_PROMPT: small}, peer, area_range=areas[k])
+            choice = choose_correction(old, {ANOTHER_PROMPT: small.astype(np.float32)}, peer, area_range=areas[k])
             if choice.is_changed:
-                told = {
-                    "candidate": nearest,
-                    "predicted_iou": float(of.predicted_iou[nearest]),
-                    "stability": float(of.stability[nearest]),
-                    "box": [round(float(v), 2) for v in of.boxes[nearest]],
-                }
-                second = SecondChoice(
-                    choice.name, mask.astype(np.float32), choice.score_before, choice.score_after, told
+                taken.setdefault(int(number), {})[int(k)] = SecondChoice(
+                    choice.name,
+                    mask.astype(np.float32),
+                    choice.score_before,
+                    choice.score_after,
+                    small,
+                    of.info(nearest),
+                    of.box(nearest),
                 )
-                taken.setdefault(int(number), {})[int(k)] = second
         progress(STAGE_CHOOSE, done + 1, len(numbers))
     return taken
 
@@ -87,9 +87,8 @@ def with_choices(cohort: Cohort, taken: Mapping[int, Mapping[int, SecondChoice]]
     for number, choices in taken.items():
         of_image = targets[cohort.spans[number]]
         for k, choice in choices.items():
-            mask = torch.from_numpy(shrink_masks(choice.soft[None] > 0.5, cohort.config.side_px)[0])
             of_image[of_image == k + 1] = 0
-            of_image[mask] = k + 1
+            of_image[torch.from_numpy(choice.small)] = k + 1
     return replace(cohort, targets=targets)
 
 
