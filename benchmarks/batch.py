@@ -51,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sizes = sorted({max(1, round(share * parsed.n)) for share in SHARES})
     plain = PlainLoop(load_protocol(parsed.protocol), parsed.n_candidates)
     told: dict[str, Any] = {"machine": machine(), "n_candidates": parsed.n_candidates, "plain": [], "runs": {}}
+    if parsed.work is not None:
+        parsed.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=parsed.work) as name:
         for n_images in sizes:
             studies = make_studies(Path(name) / f"studies-{n_images}", parsed.images, n_images)

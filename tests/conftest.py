@@ -109,7 +109,8 @@ os.environ["SAMCORRECT_SAM_RUNTIME"] = TORCH_RUNTIME
 PHANTOM_SETTINGS = {
     "sam_runtime": TORCH_RUNTIME,
     "threads": 1,
-    "n_candidates": 2,
+    # Two agree with each other better than students with them, who then correct nothing.
+    "n_candidates": 4,
     "student_steps": 60,
     "student_side_px": 32,
     "rounds": 1,
@@ -138,8 +139,8 @@ class Phantoms:
     @property
     def options(self) -> list[str]:
         """The settings as options of the command line, without `rounds`."""
-        given = ((name, value) for name, value in PHANTOM_SETTINGS.items() if name != "rounds")
-        return [word for name, value in given for word in (f"--{name.replace('_', '-')}", str(value))]
+        names = (name for name in PHANTOM_SETTINGS if name != "rounds")
+        return [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(self.settings, name)))]
 
 
 def draw_phantom(rng: np.random.Generator, shape_hw: tuple[int, int] = (96, 80)) -> tuple[np.ndarray, np.ndarray]:

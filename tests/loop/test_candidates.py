@@ -19,7 +19,7 @@ def candidate_files(phantoms) -> dict[Path, int]:
 
 
 def test_each_structure_has_its_prompts_and_the_first_is_the_box_as_given(phantom_workspace):
-    right, left = candidates_of(phantom_workspace(), "case0")
+    right, left = candidates_of(phantom_workspace(n_candidates=2), "case0")
     # 0.04 * 96, 0.10 * 80, 0.56 * 96, 0.92 * 80
     assert np.allclose(right.boxes[0], [3.84, 8, 53.76, 73.6])
     assert right.masks.shape == left.masks.shape == (2, 1, 256, 256)

@@ -26,6 +26,7 @@ class _Encoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.n_encoded = 0
+        self.output_upscaling = nn.ModuleList([nn.Identity(), nn.LayerNorm(1)])
 
     @property
     def prompt_encoder(self) -> "_Encoder":
@@ -33,10 +34,6 @@ class _Encoder(nn.Module):
 
     @property
     def mask_decoder(self) -> "_Encoder":
-        return self
-
-    @property
-    def transformer(self) -> "_Encoder":
         return self
 
     def get_dense_pe(self) -> torch.Tensor:

@@ -47,9 +47,10 @@ def test_a_folder_without_images_is_not_served(tmp_path):
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_threads_that_wait_do_not_spin_unless_they_are_told_to(given, expected, tmp_path, monkeypatch, run):
+@pytest.mark.parametrize("command", ["serve", "score"])
+def test_threads_that_wait_do_not_spin_unless_they_are_told_to(command, given, expected, tmp_path, monkeypatch, run):
     monkeypatch.setenv("OMP_WAIT_POLICY", "")  # so that it is restored
     monkeypatch.delenv("OMP_WAIT_POLICY") if given is None else monkeypatch.setenv("OMP_WAIT_POLICY", given)
-    code, _, _ = run("serve", "--studies", tmp_path / "nowhere")
+    code, _, _ = run(command, "--studies", tmp_path / "nowhere")
     assert code == 1
     assert os.environ["OMP_WAIT_POLICY"] == expected

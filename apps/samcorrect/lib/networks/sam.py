@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 from samcorrect.lib.networks.architectures import Architecture
+from samcorrect.lib.networks.mask_decoder import SharedMaskDecoder
 from samcorrect.lib.networks.runtimes import Encoder, choose_runtime, make_encoder
 from samcorrect.lib.transforms.frame import MASK_PX
 
-# Measured on two Zen 4 cores: as many prompts at once are no slower than one, and 16 take 1.5 times as long for each;
+# Measured on two Zen 4 cores: of as many prompts at once each takes 0.7 times as long as one alone, and of 16 as long;
 # the decoder is bound by memory.
 PROMPTS_PER_BATCH = 4
 # segment-anything's stability score compares the mask at the threshold raised and lowered by this (build:
@@ -59,26 +60,10 @@ class SamModel:
         self._encoder_lock = threading.Lock()
         self._device = torch.device("cuda" if self.runtime == "cuda" else "cpu")
         self._network.to(self._device)
-        self._prepare_decoder()
-
-    def _prepare_decoder(self) -> None:
-        """Let the decoder work in its runtime's precision and without copies.
-
-        Its time goes into sums over (256, 64, 64) keys that lie in memory the other way round from what its linear
-        layers want, and that are copied for each of them. Laid out once, and the positions left unrepeated, a prompt
-        takes 0.7 times as long in bf16.
-        """
         self._precision = torch.float32 if self.runtime.endswith("fp32") else torch.bfloat16
         with torch.inference_mode():
-            self._positions = self._network.prompt_encoder.get_dense_pe().to(self._precision)
-        positions = self._positions.contiguous(memory_format=torch.channels_last)
-
-        def lay_out(_module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-            keys, _, queries = arguments
-            return keys.contiguous(memory_format=torch.channels_last), positions, queries
-
-        self._network.mask_decoder.to(self._precision)
-        self._network.mask_decoder.transformer.register_forward_pre_hook(lay_out)
+            positions = self._network.prompt_encoder.get_dense_pe()
+        self._decoder = SharedMaskDecoder(self._network.mask_decoder, positions).to(self._precision)
 
     def encode(self, frame: torch.Tensor) -> torch.Tensor:
         """Encode one slice.
@@ -126,23 +111,18 @@ class SamModel:
         coordinates = scale * torch.tensor([[p[:2] for p in points]], dtype=torch.float32, device=self._device)
         signs = torch.tensor([[int(p[2]) for p in points]], dtype=torch.int64, device=self._device)
         dense = None if mask_logits is None else mask_logits.T[None, None].float().to(self._device)
-        keys = embedding[None].to(self._device, self._precision)
+        encode_prompts = self._network.prompt_encoder
         logits, ious = [], []
         with torch.inference_mode():
+            keys = embedding[None].to(self._device) + encode_prompts(points=None, boxes=None, masks=dense)[1]
+            keys = keys.to(self._precision)
             for batch in (None,) if given is None else given.split(PROMPTS_PER_BATCH):
                 n_batch = 1 if batch is None else len(batch)
                 at = (coordinates.expand(n_batch, -1, -1), signs.expand(n_batch, -1)) if points else None
-                masks = None if dense is None else dense.expand(n_batch, -1, -1, -1)
-                sparse_prompts, dense_prompts = self._network.prompt_encoder(points=at, boxes=batch, masks=masks)
-                low, iou = self._network.mask_decoder(
-                    image_embeddings=keys,
-                    image_pe=self._positions,
-                    sparse_prompt_embeddings=sparse_prompts.to(self._precision),
-                    dense_prompt_embeddings=dense_prompts.to(self._precision),
-                    multimask_output=False,
-                )
-                logits.append(low[:, 0].float().transpose(1, 2).cpu())
-                ious.append(iou[:, 0].float().cpu())
+                prompts, _ = encode_prompts(points=at, boxes=batch, masks=None)
+                low, iou = self._decoder(keys, prompts.to(self._precision))
+                logits.append(low.float().transpose(1, 2).cpu())
+                ious.append(iou.float().cpu())
         return torch.cat(logits), torch.cat(ious).clamp(0, 1).numpy()
 
 
