@@ -7,6 +7,7 @@ from scipy.ndimage import gaussian_filter
 from samcorrect.lib.core.metrics import dice
 from samcorrect.lib.core.propagation import (
     Looks,
+    blended_logits,
     goes_on,
     held_mask,
     looks_of,
@@ -58,6 +59,16 @@ def test_a_new_mask_counts_within_one_slice_step_of_the_edge():
     assert held_mask(mask, depth, 1.5)[1].tolist() == [False] * 5 + [True] * 5
     mask[:, 5], mask[:, 4] = False, True
     assert not held_mask(mask, depth, 1.5).any()
+
+
+def test_sam_and_the_carried_mask_count_the_same():
+    # One step inside the carried mask its probability is 0.73, at its edge 0.5, one step outside 0.27.
+    depth = np.array([[4.0, 0.0, -4.0, -400.0]])
+    for of_sam, wanted in ((0.0, [0.615, 0.5, 0.385, 0.25]), (100.0, [0.866, 0.75, 0.634, 0.5])):
+        logits = blended_logits(np.full((1, 4), of_sam, np.float32), depth, step_px=4.0)
+        assert 1 / (1 + np.exp(-logits[0])) == pytest.approx(wanted, abs=1e-3)
+    # Both are sure, and still the logits can be averaged with others.
+    assert np.isfinite(blended_logits(np.full((1, 1), 100.0), np.full((1, 1), 1e4), 1.0)).all()
 
 
 def test_parts_that_do_not_touch_the_neighbour_are_left():

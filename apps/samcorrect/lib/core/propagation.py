@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.ndimage import binary_dilation, distance_transform_edt, label, map_coordinates, zoom
+from scipy.special import expit, logit
 from skimage.registration import optical_flow_tvl1
 
 from samcorrect.lib.core.boxes import box_of_mask, clip_boxes
@@ -17,6 +18,8 @@ MOTION_CELLS = 64
 MAX_AREA_CHANGE = 2.0
 # Below this share of the confidence in the slice that was prompted, the network sees no object any more.
 MIN_CONFIDENCE_SHARE = 0.5
+# SAM and the mask that was carried along count the same, and neither is ever surer than this.
+CARRIED_SHARE, MAX_PROBABILITY = 0.5, 0.9999
 # Cells of the embedding around a structure that stand for what it is not.
 RING_CELLS = 2
 
@@ -85,6 +88,24 @@ def moved_masks(masks: np.ndarray, motion: np.ndarray, limits: np.ndarray) -> np
         moved = map_coordinates(depth, where, order=1, mode="nearest")
         depths[number] = np.where(outside, np.minimum(moved, -1.0), moved)
     return depths
+
+
+def blended_logits(logits: np.ndarray, depth: np.ndarray, step_px: float) -> np.ndarray:
+    """The mean of what SAM says of each pixel and of what the mask that was carried here does, whose edge may lie a
+    slice step off.
+
+    SAM alone errs from slice to slice, the carried mask alone drifts; they err differently.
+
+    Args:
+        logits: (..., H, W) of SAM.
+        depth: (..., H, W) of the carried masks, from `moved_masks`; finite.
+        step_px: From `slice_step_px`.
+
+    Returns:
+        (..., H, W) float32 logits of the mean of both probabilities.
+    """
+    mean = (1 - CARRIED_SHARE) * expit(logits) + CARRIED_SHARE * expit(depth / step_px)
+    return logit(np.clip(mean, 1 - MAX_PROBABILITY, MAX_PROBABILITY)).astype(np.float32)
 
 
 def held_mask(mask: np.ndarray, depth: np.ndarray, step_px: float) -> np.ndarray:

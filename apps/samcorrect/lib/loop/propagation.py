@@ -8,6 +8,7 @@ import torch
 
 from samcorrect.lib.core.propagation import (
     Looks,
+    blended_logits,
     goes_on,
     held_mask,
     looks_of,
@@ -35,9 +36,9 @@ class CarriedMasks:
     Attributes:
         slice_index: The slice.
         is_prompted: (K,) bool, whose mask was not empty.
-        logits: (K', side, side) of those, as SAM gave them.
+        logits: (K', side, side) of those, the mean of what SAM and the masks beside it say.
         predicted_iou: (K',).
-        masks: (K', side, side) bool, what SAM says where the motion between the slices leaves it open.
+        masks: (K', side, side) bool, what they say where the motion between the slices leaves it open.
     """
 
     slice_index: int
@@ -59,7 +60,7 @@ def carry_masks(
     """Prompt slices one after the other, each with the masks before it moved as the image moves, until all are empty.
 
     A box alone does not follow a structure that runs obliquely: SAM takes what is most distinct in it, and each wrong
-    mask makes the next box. So the boxes go with the image, and SAM draws only the edge of what came along.
+    mask makes the next box. So the masks go with the image, and SAM and they draw the edge of what came along.
 
     Args:
         decode: Asks SAM.
@@ -77,14 +78,12 @@ def carry_masks(
         boxes, is_prompted = neighbour_boxes(depths > 0, limits)
         if not is_prompted.any():
             return
-        logits, iou = decode(slice_index, boxes[is_prompted], is_prompted)
-        held = [
-            held_mask(mask, depth, step_px)
-            for mask, depth in zip((logits > 0).numpy(), depths[is_prompted], strict=True)
-        ]
+        of_sam, iou = decode(slice_index, boxes[is_prompted], is_prompted)
+        depths = depths[is_prompted]
+        logits = blended_logits(of_sam.numpy(), depths, step_px)
         masks = np.zeros_like(masks)
-        masks[is_prompted] = held
-        yield CarriedMasks(slice_index, is_prompted, logits, iou, masks[is_prompted])
+        masks[is_prompted] = [held_mask(m, d, step_px) for m, d in zip(logits > 0, depths, strict=True)]
+        yield CarriedMasks(slice_index, is_prompted, torch.from_numpy(logits), iou, masks[is_prompted])
 
 
 def spread_marks(
