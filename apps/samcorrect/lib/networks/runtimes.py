@@ -27,8 +27,8 @@ def choose_runtime(wanted: str = "auto") -> str:
 
     "auto" is a GPU where there is one; else OpenVINO where it is installed, else torch; in bf16 where the CPU
     multiplies it in hardware. So it depends on the machine and on what is installed alone. Measured with LiteMedSAM on
-    two Zen 4 cores against torch in fp32: torch bf16 1.7 times as fast, OpenVINO fp32 2.2, ONNX Runtime 1.5, OpenVINO
-    bf16 3.8.
+    two Zen 4 cores against torch in fp32: torch bf16 3.0 times as fast, OpenVINO fp32 6.8, ONNX Runtime 4.7, OpenVINO
+    bf16 12.2 (benchmarks/README.md).
 
     Raises:
         SettingsError: This machine cannot run what is wanted.
