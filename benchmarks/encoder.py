@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -173,7 +172,9 @@ def peak_rss_gb(name: str, runtime: str) -> float:
     with tempfile.TemporaryDirectory() as scratch:
         encode = make_encoder(network.image_encoder, runtime, side_px=side_px, identity=name, export_dir=Path(scratch))
         encode(pixels)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
+    # Not ru_maxrss, in which a process begins with what its parent had.
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")) / 1024**2
 
 
 def random_network(build: Callable[[], torch.nn.Module]) -> torch.nn.Module:

@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -64,3 +66,19 @@ def test_a_volume_of_two_slices_is_measured(module, tmp_path, capsys):
     assert told["merged"]["one box"]["dice"]["mean"] > 0.85
     assert told["merged"]["true boxes"]["dice"]["mean"] > 0.85
     assert "| merged (n = 1) | one box | Dice " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_an_encoder_is_timed_against_the_machine_and_its_memory_is_its_own(tmp_path):
+    out = tmp_path / "encoder.json"
+    few = ["--models", "lite_medsam", "--runtimes", "torch-fp32", "--repeats", "1", "--threads", "1"]
+    command = [sys.executable, str(BENCHMARKS / "encoder.py"), *few, "--json", str(out)]
+    made = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    told = json.loads(out.read_text(encoding="utf-8"))["models"]["lite_medsam"]
+    assert told["gflop"] == pytest.approx(75, abs=1)
+    of_torch = told["runtimes"]["torch-fp32"]
+    assert of_torch["times_faster"] == 1
+    assert of_torch["over_floor"] > 0.5
+    # torch alone takes a quarter of a GB, the weights 40 MB.
+    assert 0.25 < of_torch["peak_rss_gb"] < 8
+    assert "torch-fp32 " in made.stdout
