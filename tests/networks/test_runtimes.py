@@ -1,6 +1,10 @@
 """Every runtime gives the masks of torch in fp32; the rule that picks one; what is exported is made once."""
 
+import os
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -55,6 +59,28 @@ def test_masks_agree_with_torch_in_fp32(runtime, lowest, lowest_mean, prompted, 
         dice += (2 * (masks & wanted).flatten(1).sum(1) / (masks.flatten(1).sum(1) + wanted.flatten(1).sum(1))).tolist()
     assert min(dice) >= lowest
     assert np.mean(dice) >= lowest_mean
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one core")
+def test_openvino_keeps_no_thread_on_one_core(prompted, export_dir):
+    """Two workers of one thread each would both take the first core."""
+    encoder = load_model(CATALOGUE[DEFAULT_MODEL], runtime="openvino-fp32", export_dir=export_dir)
+    frame = prompted[0][0]
+    encoder.encode(frame)
+    n_cores, is_done = set(), threading.Event()
+
+    def watch() -> None:
+        while not is_done.is_set():
+            for thread in os.listdir("/proc/self/task"):
+                with suppress(ProcessLookupError):
+                    n_cores.add(len(os.sched_getaffinity(int(thread))))
+
+    with ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(watch)
+        encoder.encode(frame)
+        is_done.set()
+        watching.result()
+    assert n_cores == {len(os.sched_getaffinity(0))}
 
 
 def test_openvino_reports_to_nobody():

@@ -133,6 +133,9 @@ def _openvino_encoder(openvino: ModuleType, folder: Path, precision: str) -> Enc
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        # Every process would take the first cores for itself: two workers of one thread each share one core then, and
+        # an image takes twice as long.
+        "ENABLE_CPU_PINNING": False,
     }
     compiled = openvino.Core().compile_model(folder / "encoder.xml", "CPU", options)
     # A compiled model runs one request at a time, with all threads.
