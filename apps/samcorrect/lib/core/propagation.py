@@ -18,8 +18,8 @@ MOTION_CELLS = 64
 MAX_AREA_CHANGE = 2.0
 # Below this share of the confidence in the slice that was prompted, the network sees no object any more.
 MIN_CONFIDENCE_SHARE = 0.5
-# SAM and the mask that was carried along count the same, and neither is ever surer than this.
-CARRIED_SHARE, MAX_PROBABILITY = 0.5, 0.9999
+# SAM and the mask that was carried along together are never surer than this, so that their logits are finite.
+MAX_PROBABILITY = 0.9999
 # Cells of the embedding around a structure that stand for what it is not.
 RING_CELLS = 2
 
@@ -104,7 +104,7 @@ def blended_logits(logits: np.ndarray, depth: np.ndarray, step_px: float) -> np.
     Returns:
         (..., H, W) float32 logits of the mean of both probabilities.
     """
-    mean = (1 - CARRIED_SHARE) * expit(logits) + CARRIED_SHARE * expit(depth / step_px)
+    mean = (expit(logits) + expit(depth / step_px)) / 2
     return logit(np.clip(mean, 1 - MAX_PROBABILITY, MAX_PROBABILITY)).astype(np.float32)
 
 

@@ -24,8 +24,9 @@ from samcorrect.lib.transforms.frame import boxes_to_frame, content_size, normal
 
 logger = logging.getLogger(__name__)
 
-# Raised whenever prompts or preprocessing change, so that candidates of another release are not taken for ours.
-CANDIDATES_FORMAT = 3
+# Raised whenever prompts, preprocessing or the way through a volume change, so that candidates of another release are
+# not taken for ours.
+CANDIDATES_FORMAT = 4
 
 
 @dataclass(frozen=True)

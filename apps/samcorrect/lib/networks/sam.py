@@ -18,8 +18,8 @@ from samcorrect.lib.networks.mask_decoder import SharedMaskDecoder
 from samcorrect.lib.networks.runtimes import Encoder, choose_runtime, make_encoder
 from samcorrect.lib.transforms.frame import MASK_PX
 
-# Measured on two Zen 4 cores: of as many prompts at once each takes 0.7 times as long as one alone, and of 16 as long;
-# the decoder is bound by memory.
+# Measured on two Zen 4 cores: of as many prompts at once each takes 0.6 to 0.7 times as long as one alone, and of 16 no
+# less than of 8 or 4; the decoder is bound by memory.
 PROMPTS_PER_BATCH = 4
 # segment-anything's stability score compares the mask at the threshold raised and lowered by this (build:
 # stability_score_offset).
@@ -115,7 +115,7 @@ class SamModel:
         logits, ious = [], []
         with torch.inference_mode():
             keys = embedding[None].to(self._device) + encode_prompts(points=None, boxes=None, masks=dense)[1]
-            keys = keys.to(self._precision)
+            keys = keys.to(self._precision, memory_format=torch.channels_last)
             for batch in (None,) if given is None else given.split(PROMPTS_PER_BATCH):
                 n_batch = 1 if batch is None else len(batch)
                 at = (coordinates.expand(n_batch, -1, -1), signs.expand(n_batch, -1)) if points else None
