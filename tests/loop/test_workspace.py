@@ -1,5 +1,9 @@
 """The workspace: where its protocol comes from, and what its changes keep."""
 
+import platform
+import subprocess
+import sys
+
 import pytest
 
 from samcorrect.lib.errors import ProtocolError, StoreError
@@ -44,3 +48,27 @@ def test_other_settings_keep_store_and_caches(make_studies, tmp_path):
     changed = workspace.with_settings(seed=5)
     assert (changed.settings.seed, workspace.settings.seed) == (5, 1)
     assert (changed.store, changed.cache_dir) == (workspace.store, tmp_path / "cache")
+
+
+# Takes and gives back 64 MiB; prints how many pages the kernel had to map for the second ten times.
+COUNT_FAULTS = """
+import resource, sys
+import torch
+from samcorrect.lib.loop.workspace import prepare_cpu
+if sys.argv[1] == "prepared":
+    prepare_cpu(1)
+for number in range(20):
+    if number == 10:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(16 * 2**20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep what is freed")
+def test_what_is_freed_is_kept_for_the_next_tensor():
+    told = [
+        subprocess.run([sys.executable, "-c", COUNT_FAULTS, how], capture_output=True, text=True, check=True).stdout
+        for how in ("prepared", "as it is")
+    ]
+    assert int(told[0]) < 1_000 < int(told[1])

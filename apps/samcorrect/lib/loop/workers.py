@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
 from samcorrect import __version__
 from samcorrect.lib.errors import ProtocolError, SamCorrectError, SettingsError, StoreError
 from samcorrect.lib.loop.engines import Engine, ProcessEngine, RayEngine, SerialEngine
-from samcorrect.lib.loop.workspace import Models, Workspace, count_cores, protocol_path
+from samcorrect.lib.loop.workspace import Models, Workspace, count_cores, prepare_cpu, protocol_path
 from samcorrect.lib.networks.registry import SamEntry
 from samcorrect.lib.protocol import load_protocol
 from samcorrect.lib.settings import Settings
@@ -165,7 +164,7 @@ def _open_models(job: Job) -> Models:
         raise StoreError(f"samcorrect is {__version__} there and {job.version} here; install the same")
     if job.beacon is not None and not job.beacon.is_file():
         raise StoreError(f"it does not see {job.beacon.parent}; {SHARED}")
-    torch.set_num_threads(1)
+    prepare_cpu(1)
     protocol = load_protocol(job.protocol_path)
     if protocol.digest != job.protocol_digest:
         raise ProtocolError(f"{job.protocol_path} was changed meanwhile; start again")
