@@ -78,6 +78,23 @@ def test_a_worker_that_dies_costs_an_item_only_if_that_kills_the_next_too(proces
     assert list(results.values()) == [0, 2, 3, 4, 5, 6, 7]
 
 
+FINISHES = """
+from samcorrect.lib.loop.engines import ProcessEngine
+if __name__ == "__main__":
+    with ProcessEngine(2) as engine:
+        # As tqdm does, which the models import: a lock that its process has to clear away.
+        work = "exec('import multiprocessing as m; m.kept = m.RLock()')"
+        print(len(list(engine.map(eval, [work] * 4))))
+"""
+
+
+def test_workers_without_work_clear_away_what_they_hold(tmp_path):
+    script = tmp_path / "finishes.py"
+    script.write_text(FINISHES)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("4\n", "")
+
+
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
 def test_no_worker_outlives_the_process_that_started_it(ending):
     program = (

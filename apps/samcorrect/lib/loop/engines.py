@@ -68,8 +68,13 @@ class Engine(ABC):
     def __enter__(self) -> "Engine":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error_type: type | None, *_: object) -> None:
+        if error_type is None:
+            self.finish()
         self.close()
+
+    def finish(self) -> None:  # noqa: B027
+        """Let workers without work end by themselves, so that they clear away what they hold."""
 
     @abstractmethod
     def _submit(self, function: Callable[[Any], Any], item: Any) -> Any:
@@ -128,6 +133,11 @@ class ProcessEngine(Engine):
         super().__init__(n_workers)
         self._pool: ProcessPoolExecutor | None = None
         self._lifeline: Connection | None = None
+
+    def finish(self) -> None:
+        """End the processes after what they are working on."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
 
     def close(self) -> None:
         """End the processes at once; what they write is written in one step or not at all."""
