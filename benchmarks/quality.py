@@ -2,7 +2,8 @@
 
 Ground truth is read here alone, to measure. Rows: every feature, the fusion ("fused"), and baselines: SAM's predicted
 IoU (a feature too), the loss of arXiv 2308.00883 as released and as repaired in the preset huang2023, cleanlab's
-`segmentation.rank` (with `pip install cleanlab`; left out without), and chance.
+`segmentation.rank` (with `pip install cleanlab`; left out without), and chance. `students_of_truth` is no rival but a
+ceiling: the Dice with out-of-fold students that learnt the truth, better ones than any that learn from labels.
 
 example:
   python benchmarks/quality.py --images jsrt/images --labels jsrt/labels --protocol protocols/jsrt_lungs.yaml \\
@@ -25,12 +26,13 @@ from noise import NOISES, make_labels
 from samcorrect.lib.core.losses import cross_entropy_map
 from samcorrect.lib.core.metrics import bootstrap_mean, dice, rounded
 from samcorrect.lib.core.quality import FEATURES
+from samcorrect.lib.loop.arms import true_cohort
 from samcorrect.lib.loop.candidates import find_candidates
 from samcorrect.lib.loop.cohort import Cohort, best_labels, load_cohort
 from samcorrect.lib.loop.evaluation import GroundTruth
 from samcorrect.lib.loop.pseudo_label import masks_to_grid
 from samcorrect.lib.loop.scoring import HUANG_DROPOUT, Scores, score_cohort
-from samcorrect.lib.loop.students import train_on
+from samcorrect.lib.loop.students import out_of_fold_probs, train_on
 from samcorrect.lib.loop.workspace import Workspace
 from samcorrect.lib.networks.student import predict_frames
 from samcorrect.lib.networks.training import WeighBatch
@@ -41,7 +43,7 @@ try:
 except ImportError:
     get_label_quality_scores = None
 
-UNION = "_union"
+UNION, CEILING = "_union", "students_of_truth"
 CHOOSERS = ("box", "mean_of_prompts", "predicted_iou", "stability", "first_pass", "second_pass", "oracle")
 Rows = dict[str, np.ndarray]
 
@@ -60,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             cohort = load_cohort(workspace, best_labels(workspace))
             scores = score_cohort(workspace, cohort, seed=seed)
             rows = _rows(workspace, cohort, scores, seed=seed, with_losses=not parsed.no_losses)
+            if not parsed.no_losses:
+                rows[CEILING] = _agreement_with_students_of_truth(workspace, cohort, truth, seed=seed)
             _enter(measured, noise, seed, cohort, rows, *_true_dice(workspace, cohort, truth))
             if noise == "chosen":
                 choosing[str(seed)] = _choosing(workspace, cohort, scores, truth)
@@ -85,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, help="state and caches, kept for the next run; default beside the JSON file"
     )
-    parser.add_argument("--no-losses", action="store_true", help="leave out the paper's loss, two trainings a seed")
+    parser.add_argument("--no-losses", action="store_true", help="leave out the rows with trainings of their own")
     return parser
 
 
@@ -142,6 +146,21 @@ def _paper_loss(
     probs = predict_frames(trained.network, frames, cohort.lengths())
     losses = cross_entropy_map(probs.clamp(min=1e-7).log(), cohort.targets)
     return np.repeat([[float(torch.exp(-losses[span].mean()))] for span in cohort.spans], cohort.n_structures, 1)
+
+
+def _agreement_with_students_of_truth(
+    workspace: Workspace, cohort: Cohort, truth: GroundTruth, *, seed: int
+) -> np.ndarray:
+    """(n, K) Dice of the labels with what students of the other fold's true masks predict."""
+    labels = {label.image_id: label for label in cohort.labels}
+    taught = true_cohort(workspace, labels, truth)
+    channels = out_of_fold_probs(workspace, taught, seed=seed, name="student of the truth")[0].argmax(1)
+    spans = {row.id: span for row, span in zip(taught.images, taught.spans, strict=True)}
+    values = np.full((len(cohort), cohort.n_structures), np.nan)
+    for number, row in enumerate(cohort.images):
+        for k in range(cohort.n_structures) if row.id in spans else ():
+            values[number, k] = dice(cohort.mask(number, k + 1), (channels[spans[row.id]] == k + 1).numpy())
+    return values
 
 
 def _cleanlab(cohort: Cohort, probs: torch.Tensor) -> np.ndarray:

@@ -126,8 +126,9 @@ def test_the_benchmark_runs_on_the_phantoms(module, phantoms, tmp_path, monkeypa
 
     structures = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["phantoms"]
     assert "_union" in structures
+    losses = {"paper_loss_released", "paper_loss_repaired"}
     for noises in structures.values():
         rows = noises["morph50"]
-        assert {"fused", "peer_dice", "random", "paper_loss_released", "paper_loss_repaired"} <= set(rows)
+        assert {"fused", "peer_dice", "random", *losses, "students_of_truth"} <= set(rows)
         assert set(rows["fused"]["0"]) >= {"spearman", "auroc", "n", "n_below", "coverage", "width", "mae"}
         assert rows["fused"]["0"]["n"] == 10
