@@ -78,6 +78,13 @@ def test_a_boxes_file_gives_each_image_its_box_in_two_and_in_three_dimensions(wr
     assert protocol.box_vox(structure, "a.nii.gz", (9, 9, 9)).tolist() == [[1, 3], [2, 4], [5, 6]]
 
 
+def test_the_usual_size_of_a_structure_is_the_median_of_its_boxes_of_volumes(write):
+    rows = "a.nii,heart,0,0,4,8,0,2\nb.nii,heart,1,1,3,5,2,6\nc.nii,heart,0,0,9,9,0,3\n"
+    protocol = load_protocol(write(heart(BOXES_FILE), boxes=HEADER.strip() + ",z0,z1\n" + rows))
+    assert protocol.usual_sizes_vox == {"heart": (4, 8, 3)}
+    assert load_protocol(write(heart(BOXES_FILE), boxes=HEADER + "a.png,heart,1,2,3,4\n")).usual_sizes_vox == {}
+
+
 def test_a_student_prompt_has_no_box(write):
     protocol = load_protocol(write(heart({"source": "student"})))
     assert protocol.box_vox(protocol.structures[0], "a.png", (9, 9, 1)) is None

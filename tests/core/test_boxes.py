@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from samcorrect.lib.core.boxes import box_of_mask, candidate_boxes, clip_boxes
+from samcorrect.lib.core.boxes import box_of_mask, candidate_boxes, clip_boxes, slice_axis
 
 SHAPE_HW = (100, 200)
 BOX_HW = np.array([[10.0, 30.0], [20.0, 60.0]])
@@ -97,3 +97,16 @@ def test_the_box_of_a_filled_box_is_the_box(rng):
         mask[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))] = True
 
         np.testing.assert_array_equal(box_of_mask(mask), np.stack([start, stop], 1))
+
+
+@pytest.mark.parametrize(
+    ("size_mm", "spacing_mm", "axis"),
+    [
+        ((30, 20, 40), (1, 1, 1), 1),
+        ((20, 30, 20), (1, 1, 1), 2),  # the last of equals
+        ((20, 30, 40), (0.8, 1.0, 1.5), 0),
+        ((20, 30, 40), (1, 1, 3), 2),  # thick slices show nothing from the side
+    ],
+)
+def test_slices_are_cut_where_the_box_is_short_across_them(size_mm, spacing_mm, axis):
+    assert slice_axis(size_mm, spacing_mm) == axis

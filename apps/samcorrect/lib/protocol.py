@@ -91,6 +91,8 @@ class _TopLevel(_Strict):
 class Protocol(_TopLevel):
     """What to segment and how it is prompted.
 
+    `usual_sizes_vox` is the median size, along the array axes, of a structure's boxes in a boxes file of volumes.
+
     `window_hu` says that the images are CT and is the window of every structure that has none of its own. Without any
     window images are scaled by their percentiles.
     """
@@ -98,6 +100,7 @@ class Protocol(_TopLevel):
     structures: tuple[Structure, ...] = Field(min_length=1)
     digest: str = ""
     boxes: dict[tuple[str, str], tuple[float, ...]] = Field(default_factory=dict, repr=False)
+    usual_sizes_vox: dict[str, tuple[float, float, float]] = Field(default_factory=dict)
 
     @property
     def indices(self) -> tuple[int, ...]:
@@ -197,7 +200,19 @@ def load_protocol(path: Path) -> Protocol:
         lines = "\n".join(f"  - {fault}" for fault in faults)
         raise ProtocolError(f"{path}: {len(faults)} fault(s) in the protocol:\n{lines}")
     digest = hashlib.sha256(content + boxes_content).hexdigest()
-    return Protocol(structures=tuple(structures), window_hu=window_hu, digest=digest, boxes=boxes)
+    sizes = {structure.name: _usual_size_vox(boxes, structure.name) for structure in structures}
+    usual = {name: size for name, size in sizes.items() if size is not None}
+    return Protocol(
+        structures=tuple(structures), window_hu=window_hu, digest=digest, boxes=boxes, usual_sizes_vox=usual
+    )
+
+
+def _usual_size_vox(boxes: dict[tuple[str, str], tuple[float, ...]], name: str) -> tuple[float, float, float] | None:
+    """The median size of the boxes of a structure along the array axes; None without boxes of volumes."""
+    of_structure = np.array([box for (_, label), box in boxes.items() if label == name and len(box) == 6])
+    if not len(of_structure):
+        return None
+    return tuple(np.median(of_structure[:, [2, 3, 5]] - of_structure[:, [0, 1, 4]], axis=0).tolist())
 
 
 def _fault(fault: ErrorDetails) -> str:

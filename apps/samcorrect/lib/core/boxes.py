@@ -1,6 +1,11 @@
 """Boxes: (2, 2) or (3, 2) arrays of half-open [start, stop) in voxels along the array axes."""
 
+from collections.abc import Sequence
+
 import numpy as np
+
+# Voxels up to this ratio of their sides look alike in slices along all axes.
+MAX_VOXEL_RATIO = 2.0
 
 
 def candidate_boxes(
@@ -28,6 +33,25 @@ def candidate_boxes(
         deviation = 0.05 if number % 2 == 0 else 0.10
         boxes.append(flat + rng.normal(0.0, deviation, 4) * np.concatenate([size, size]))
     return clip_boxes(np.array(boxes[:n_candidates]), shape_hw)
+
+
+def slice_axis(size_mm: Sequence[float], spacing_mm: Sequence[float]) -> int:
+    """Along which axis of a volume to cut slices, so that a box around a structure fits it in each of them.
+
+    A box touches its structure on every side, a slice through it need not: of one that runs obliquely each shows a
+    part, the smaller the longer the box is across the slices. So the box is short across them.
+
+    Args:
+        size_mm: Of the box along the array axes.
+        spacing_mm: Of the volume. Where its voxels are longer than MAX_VOXEL_RATIO times their width, only the slices
+            that were acquired, which lie along the last axis, show anything.
+
+    Returns:
+        0, 1 or 2; the last of equals.
+    """
+    if max(spacing_mm) > MAX_VOXEL_RATIO * min(spacing_mm):
+        return 2
+    return max(range(3), key=lambda axis: (-size_mm[axis], axis))
 
 
 def clip_boxes(boxes: np.ndarray, shape_hw: tuple[int, int]) -> np.ndarray:

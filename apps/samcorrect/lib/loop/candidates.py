@@ -10,23 +10,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from samcorrect.lib.core.boxes import box_of_mask, candidate_boxes
-from samcorrect.lib.core.propagation import slice_step_px
+from samcorrect.lib.core.boxes import box_of_mask, candidate_boxes, slice_axis
 from samcorrect.lib.errors import ProtocolError, StoreError
 from samcorrect.lib.loop.propagation import CarriedMasks, carry_masks
+from samcorrect.lib.loop.slices import Slices
 from samcorrect.lib.loop.workspace import Models
 from samcorrect.lib.networks.clicks import MASK_PROMPT_LOGIT
 from samcorrect.lib.networks.sam import stability_scores
 from samcorrect.lib.networks.student import Student
+from samcorrect.lib.protocol import Protocol, Structure
 from samcorrect.lib.store.files import write_bytes_atomically
 from samcorrect.lib.store.volumes import Volume
-from samcorrect.lib.transforms.frame import boxes_to_frame, content_size, normalise_intensity, to_frame
 
 logger = logging.getLogger(__name__)
 
 # Raised whenever prompts, preprocessing or the way through a volume change, so that candidates of another release are
 # not taken for ours.
-CANDIDATES_FORMAT = 4
+CANDIDATES_FORMAT = 5
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Candidates:
     """The masks that SAM gave for the prompts of one structure in one image.
 
     Attributes:
-        masks: (K, D, mask_px, mask_px) bool over SAM's frame; slices outside the box are empty. Number 0 is the
-            box as given.
+        masks: (K, D, mask_px, mask_px) bool over SAM's frame, whatever axis was cut along; slices outside the box are
+            empty. Number 0 is the box as given.
         predicted_iou: (K,) mean over the prompted slices, in [0, 1].
         stability: (K,) likewise.
-        boxes: (K, 4) boxes in the middle slice, in voxels.
+        boxes: (K, 4) boxes along the first two axes, in voxels.
     """
 
     masks: np.ndarray
@@ -107,51 +107,62 @@ def find_candidates(workspace: Models, volume: Volume, image_name: str) -> list[
     known = _load(path, len(protocol.structures))
     if known is not None:
         return known
-    windows = [protocol.window_of(structure.name) for structure in protocol.structures]
-    frames = {w: to_frame(normalise_intensity(volume.array, w), sam.side_px) for w in dict.fromkeys(windows)}
     student_label = student.predict(volume.array) if student else None
+    opened: dict[tuple[tuple[float, float] | None, int], Slices] = {}
     found = []
     for number, structure in enumerate(protocol.structures):
-        box = protocol.box_vox(structure, image_name, volume.array.shape)
-        hint = None
+        box, mask = protocol.box_vox(structure, image_name, volume.array.shape), None
         if box is None:
             mask = student_label == structure.index
-            box, hint = box_of_mask(mask), to_frame(mask.astype(np.float32), sam.mask_px)
+            box = box_of_mask(mask)
+        if box is None:
+            found.append(_nothing(settings.n_prompts, volume.array.shape[2], sam.mask_px))
+            continue
+        way = protocol.window_of(structure.name), _slice_axis(protocol, structure, box, volume)
+        if way not in opened:
+            opened[way] = Slices(workspace, volume, way[1], way[0])
         rng = np.random.default_rng([settings.seed, number, jitter_seed])
-        found.append(_structure_candidates(workspace, frames[windows[number]], volume, box, hint, rng))
+        found.append(_structure_candidates(opened[way], box, mask, settings.n_prompts, rng))
     _save(path, found)
     return found
 
 
-def _structure_candidates(
-    workspace: Models,
-    frames: torch.Tensor,
-    volume: Volume,
-    box: np.ndarray | None,
-    hint: torch.Tensor | None,
-    rng: np.random.Generator,
-) -> Candidates:
-    """Prompt the middle slice of a box, then outwards by the neighbouring masks.
+def _slice_axis(protocol: Protocol, structure: Structure, box: np.ndarray, volume: Volume) -> int:
+    """The axis along which a structure is cut: by its usual box, so that it is the same in all images."""
+    n_slices = volume.array.shape[2]
+    if n_slices == 1 or (box[2] == (0, n_slices)).all():
+        return 2  # an image, or a box that was drawn in slices
+    size_vox = protocol.usual_sizes_vox.get(structure.name, box[:, 1] - box[:, 0])
+    return slice_axis(np.array(size_vox) * volume.spacing_mm, volume.spacing_mm)
 
-    With a hint (a soft mask over SAM's frame, `mask_px` wide) candidate 0 is prompted by its box and the hint together.
-    """
-    shape_hwd, side = volume.array.shape, workspace.sam.mask_px
-    n_candidates, n_slices = workspace.settings.n_prompts, shape_hwd[2]
+
+def _nothing(n_candidates: int, n_slices: int, side: int) -> Candidates:
     masks = np.zeros((n_candidates, n_slices, side, side), bool)
-    if box is None:
-        return Candidates(masks, np.zeros(n_candidates), np.zeros(n_candidates), np.zeros((n_candidates, 4)))
-    boxes = candidate_boxes(box[:2], shape_hwd[:2], n_candidates=n_candidates, rng=rng)
-    limits = boxes_to_frame(boxes, shape_hwd[:2], side)
-    first, last = int(np.floor(box[2, 0])), min(n_slices, int(np.ceil(box[2, 1])))
+    return Candidates(masks, np.zeros(n_candidates), np.zeros(n_candidates), np.zeros((n_candidates, 4)))
+
+
+def _structure_candidates(
+    slices: Slices, box: np.ndarray, hint: np.ndarray | None, n_candidates: int, rng: np.random.Generator
+) -> Candidates:
+    """Prompt the middle slice of a box (3, 2), then outwards by the neighbouring masks.
+
+    With a hint, (H, W, D) bool, candidate 0 is prompted by its box and the hint together.
+    """
+    along = np.array(slices.in_order(tuple(box)))
+    boxes = candidate_boxes(along[:2], slices.shape[:2], n_candidates=n_candidates, rng=rng)
+    limits, sam = slices.boxes(boxes), slices.sam
+    first, last = int(np.floor(along[2, 0])), min(slices.shape[2], int(np.ceil(along[2, 1])))
     middle = (first + last) // 2
+    masks = np.zeros((n_candidates, slices.shape[2], sam.mask_px, sam.mask_px), bool)
     iou_sum, stability_sum, n_prompted = np.zeros(n_candidates), np.zeros(n_candidates), np.zeros(n_candidates)
 
     def decode(slice_index: int, prompts: np.ndarray, is_prompted: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
-        embedding = workspace.embeddings.embedding(workspace.sam, frames[slice_index])
-        logits, iou = workspace.sam.decode(embedding, boxes=prompts)
+        embedding = slices.embedding(slice_index)
+        logits, iou = sam.decode(embedding, boxes=prompts)
         if hint is not None and is_prompted[0]:
-            as_logits = (2 * hint[slice_index] - 1) * MASK_PROMPT_LOGIT
-            logits[:1], iou[:1] = workspace.sam.decode(embedding, boxes=prompts[:1], mask_logits=as_logits)
+            mask = slices.to_frame(np.take(hint, slice_index, slices.axis))
+            as_logits = torch.from_numpy(np.where(mask, MASK_PROMPT_LOGIT, -MASK_PROMPT_LOGIT).astype(np.float32))
+            logits[:1], iou[:1] = sam.decode(embedding, boxes=prompts[:1], mask_logits=as_logits)
         return logits, iou
 
     def keep(found: CarriedMasks) -> None:
@@ -163,12 +174,19 @@ def _structure_candidates(
     all_on = np.ones(n_candidates, bool)
     logits, iou = decode(middle, limits, all_on)
     keep(CarriedMasks(middle, all_on, logits, iou, (logits > 0).numpy()))
-    step_px = slice_step_px(shape_hwd, volume.spacing_mm, content_size(shape_hwd[:2], side))
-    for slices in (range(middle + 1, last), range(middle - 1, first - 1, -1)):
-        for found in carry_masks(decode, frames.__getitem__, masks[:, middle], slices, limits, step_px=step_px):
+    for numbers in (range(middle + 1, last), range(middle - 1, first - 1, -1)):
+        for found in carry_masks(decode, slices.frame, masks[:, middle], numbers, limits, step_px=slices.step_px):
             keep(found)
     n_prompted = np.maximum(n_prompted, 1)
-    return Candidates(masks, iou_sum / n_prompted, stability_sum / n_prompted, boxes)
+    masks = np.stack([slices.over_last_axis(of_candidate) for of_candidate in masks])
+    return Candidates(masks, iou_sum / n_prompted, stability_sum / n_prompted, _in_plane(boxes, box, slices.axis))
+
+
+def _in_plane(boxes: np.ndarray, box: np.ndarray, axis: int) -> np.ndarray:
+    """(K, 4) boxes in slices along an axis of a box (3, 2), as they lie in slices along the last one."""
+    whole = np.repeat(box[None], len(boxes), axis=0)
+    whole[:, [a for a in range(3) if a != axis]] = boxes.reshape(-1, 2, 2).transpose(0, 2, 1)
+    return whole[:, :2].transpose(0, 2, 1).reshape(-1, 4)
 
 
 def _save(path: Path, found: list[Candidates]) -> None:

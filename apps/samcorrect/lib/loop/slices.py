@@ -8,7 +8,7 @@ import torch
 
 from samcorrect.lib.core.clicks import Click
 from samcorrect.lib.core.propagation import slice_step_px
-from samcorrect.lib.loop.workspace import Workspace
+from samcorrect.lib.loop.workspace import Models
 from samcorrect.lib.store.volumes import Volume
 from samcorrect.lib.transforms.frame import (
     boxes_to_frame,
@@ -39,7 +39,7 @@ class Slices:
         embedding: Function of a slice's number: SAM's encoding, from the disk where it was made before.
     """
 
-    def __init__(self, workspace: Workspace, volume: Volume, axis: int, window_hu: tuple[float, float] | None):
+    def __init__(self, workspace: Models, volume: Volume, axis: int, window_hu: tuple[float, float] | None):
         self.sam, self.axis = workspace.sam, axis
         self._embeddings = workspace.embeddings
         self._array = np.moveaxis(volume.array, axis, 2)
@@ -85,6 +85,17 @@ class Slices:
         """(mask_px, mask_px) bool of a mask of a slice (H, W)."""
         soft = to_frame(mask_hw[..., None].astype(np.float32), self.mask_px, seen_hw=self._seen_hw)[0]
         return (soft >= 0.5).numpy()
+
+    def over_last_axis(self, masks: np.ndarray) -> np.ndarray:
+        """(D', mask_px, mask_px) bool masks of all these slices as those of slices along the last axis, each as if its
+        pixels were square: (D, mask_px, mask_px).
+        """
+        if self.axis == 2 and self._seen_hw is None:
+            return masks
+        on_grid = np.zeros(self.shape, np.float32)
+        for number in np.flatnonzero(masks.any((1, 2))):
+            on_grid[:, :, number] = self.to_grid(masks[number])
+        return (to_frame(np.moveaxis(on_grid, 2, self.axis), self.mask_px) >= 0.5).numpy()
 
     def to_grid(self, mask: np.ndarray) -> np.ndarray:
         """(H, W) bool of a mask (mask_px, mask_px)."""
