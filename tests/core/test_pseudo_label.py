@@ -1,5 +1,7 @@
 """Choosing among candidates: confidence first, but never against what the cohort looks like."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -56,7 +58,7 @@ def test_the_shape_of_a_cohort_is_median_and_robust_spread():
     shapes = np.stack([np.arange(9.0), np.full(9, 0.5), np.arange(9.0) / 10], 1)
     with_empty = np.concatenate([shapes, [EMPTY]])
 
-    cohort = cohort_shape(with_empty)
+    cohort = cohort_shape(with_empty, np.full(10, NAN))
 
     # The median of 0 to 8 is 4; the deviations 4 3 2 1 0 1 2 3 4 have the median 2, times 1.4826.
     np.testing.assert_allclose(cohort.center, [4, 0.5, 0.4])
@@ -66,9 +68,26 @@ def test_the_shape_of_a_cohort_is_median_and_robust_spread():
 def test_too_few_masks_are_no_cohort():
     shapes = np.tile(USUAL, (MIN_COHORT, 1))
 
-    assert cohort_shape(shapes) is not None
-    assert cohort_shape(np.concatenate([shapes[1:], [EMPTY]])) is None
-    assert cohort_shape(np.zeros((0, 3))) is None
+    unknown = np.full(MIN_COHORT, NAN)
+    assert cohort_shape(shapes, unknown) is not None
+    assert cohort_shape(np.concatenate([shapes[1:], [EMPTY]]), unknown) is None
+    assert cohort_shape(np.zeros((0, 3)), np.zeros(0)) is None
+
+
+@pytest.mark.parametrize(
+    ("agreements", "is_believed"),
+    [([0.2] * 5 + [-0.9] * 3, True), ([-0.2] * 5 + [0.9] * 3, False), ([NAN] * 8, True), ([-0.1] + [NAN] * 7, False)],
+)
+def test_confidence_is_believed_where_it_goes_along_with_the_agreement_of_most(agreements, is_believed):
+    cohort = cohort_shape(np.tile(USUAL, (8, 1)), np.array(agreements))
+    assert cohort.believes_confidence is is_believed
+
+
+def test_the_box_as_given_is_taken_where_confidence_is_not_believed():
+    doubted = replace(COHORT, believes_confidence=False)
+    assert choose_candidate(np.array([0.2, 0.9]), np.array([USUAL, USUAL]), doubted) == 0
+    # It shows nothing, so another has to do.
+    assert choose_candidate(np.array([0.2, 0.9]), np.array([EMPTY, USUAL]), doubted) == 1
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 from samcorrect.lib.core.quality import (
     band_softmin,
     cohort_typicality,
+    confidence_agreement,
     edge_contrast,
     label_features,
     neighbour_dice,
@@ -117,6 +118,21 @@ def test_prompt_agreement_by_hand():
 
     # Dice of a and b 2/3; the pairs are (a, b), (a, a), (b, a).
     assert prompt_agreement(np.stack([a, b, a])) == pytest.approx((2 / 3 + 1 + 2 / 3) / 3)
+
+
+def test_confidence_that_other_prompts_confirm_and_that_they_contradict():
+    # Twice the same pixel and once another: the first two have a mean Dice of 1 / 3 with the three, the other 0.
+    masks = np.stack([pixel(1, 1), pixel(1, 1), pixel(2, 2)])
+    assert confidence_agreement(masks, np.array([0.9, 0.9, 0.4])) == pytest.approx(1)
+    assert confidence_agreement(masks, np.array([0.4, 0.4, 0.9])) == pytest.approx(-1)
+    assert confidence_agreement(masks, np.array([0.4, 0.9, 0.65])) == pytest.approx(0)
+
+
+def test_confidence_agreement_where_nothing_can_be_said():
+    masks = np.stack([pixel(1, 1), pixel(1, 1), pixel(2, 2)])
+    assert np.isnan(confidence_agreement(masks, np.full(3, 0.5)))
+    assert np.isnan(confidence_agreement(np.stack([FULL, FULL, FULL]), np.array([0.1, 0.2, 0.3])))
+    assert np.isnan(confidence_agreement(np.stack([pixel(1, 1), pixel(2, 2), EMPTY]), np.array([0.1, 0.2, 0.3])))
 
 
 def test_prompt_agreement_with_empty_masks():

@@ -14,10 +14,17 @@ MIN_COHORT = 8
 
 @dataclass(frozen=True)
 class CohortShape:
-    """Robust location and spread of (log area, centre 0, centre 1) over a cohort's masks, all relative to the slice."""
+    """What is usual of a structure.
+
+    Attributes:
+        center, spread: Robust location and spread of (log area, centre 0, centre 1) over a cohort's masks, all relative
+            to the slice.
+        believes_confidence: Whether SAM's confidence tells good masks from bad ones there.
+    """
 
     center: np.ndarray
     spread: np.ndarray
+    believes_confidence: bool = True
 
 
 def mask_shapes(masks: np.ndarray) -> np.ndarray:
@@ -39,28 +46,43 @@ def mask_shapes(masks: np.ndarray) -> np.ndarray:
     return shapes
 
 
-def cohort_shape(shapes: np.ndarray) -> CohortShape | None:
-    """Where the shapes of a cohort, (N, 3), lie; None below MIN_COHORT defined ones."""
+def cohort_shape(shapes: np.ndarray, confidence_agreements: np.ndarray) -> CohortShape | None:
+    """What is usual of a structure.
+
+    Where an object is small or faint SAM can be surest of a mask that fills the box, whatever is in it. Nothing in one
+    image tells that, but its other prompts give other masks then: over a cohort, confidence that does not go along with
+    their agreement is not believed.
+
+    Args:
+        shapes: (N, 3), one mask of each image.
+        confidence_agreements: (N,) `core.quality.confidence_agreement` of each image, nan where not defined.
+
+    Returns:
+        None below MIN_COHORT defined shapes.
+    """
     defined = shapes[np.isfinite(shapes).all(1)]
     if len(defined) < MIN_COHORT:
         return None
     center = np.median(defined, 0)
-    return CohortShape(center, MAD_TO_SD * np.median(np.abs(defined - center), 0))
+    known = confidence_agreements[np.isfinite(confidence_agreements)]
+    believes_confidence = not len(known) or bool(np.median(known) > 0)
+    return CohortShape(center, MAD_TO_SD * np.median(np.abs(defined - center), 0), believes_confidence)
 
 
 def choose_candidate(confidences: np.ndarray, shapes: np.ndarray, cohort: CohortShape | None) -> int:
-    """The candidate to take: the most confident one that looks like the cohort.
+    """The candidate to take: the most confident one that looks like the cohort, or the box as given where confidence is
+    not believed.
 
     Args:
         confidences: (K,) predicted IoU times stability, in [0, 1].
-        shapes: (K, 3) from `mask_shapes`.
+        shapes: (K, 3) from `mask_shapes`; number 0 is of the box as given.
         cohort: What the structure looks like elsewhere, or None on the first pass.
 
     Returns:
         Index in [0, K). Where no candidate looks like the cohort, the one nearest to it; where all are empty, 0.
     """
     is_filled = np.isfinite(shapes).all(1)
-    if not is_filled.any():
+    if not is_filled.any() or (cohort is not None and not cohort.believes_confidence and is_filled[0]):
         return 0
     penalised = np.where(is_filled, confidences, -np.inf)
     if cohort is not None:

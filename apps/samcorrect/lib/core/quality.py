@@ -96,6 +96,23 @@ def band_softmin(mask: np.ndarray, peer_prob: np.ndarray) -> float:
     return float((agreement * emphasis).sum() / emphasis.sum())
 
 
+def pairwise_dice(masks: np.ndarray) -> np.ndarray:
+    """Dice of each of K masks with each; 0 where one of two is empty, and of a mask with itself.
+
+    Args:
+        masks: (K, ...) bool.
+
+    Returns:
+        (K, K) float32.
+    """
+    flat = masks.reshape(len(masks), -1)
+    flat = flat[:, flat.any(0)].astype(np.float32)
+    sizes = flat.sum(1)
+    shares = 2 * (flat @ flat.T) / np.maximum(sizes[:, None] + sizes[None], 1)
+    np.fill_diagonal(shares, 0)
+    return shares
+
+
 def prompt_agreement(masks: np.ndarray) -> float:
     """Mean pairwise Dice of the masks of K prompts.
 
@@ -105,14 +122,27 @@ def prompt_agreement(masks: np.ndarray) -> float:
     Returns:
         In [0, 1]; nan where fewer than two masks are not empty.
     """
-    flat = masks.reshape(len(masks), -1).astype(np.float32)
-    sizes = flat.sum(1)
-    if (sizes > 0).sum() < 2:
+    if masks.reshape(len(masks), -1).any(1).sum() < 2:
         return float("nan")
-    overlaps = flat @ flat.T
-    upper = np.triu_indices(len(flat), 1)
-    totals = (sizes[:, None] + sizes[None])[upper]
-    return float((2 * overlaps[upper] / np.maximum(totals, 1)).mean())
+    return float(pairwise_dice(masks)[np.triu_indices(len(masks), 1)].mean())
+
+
+def confidence_agreement(masks: np.ndarray, confidences: np.ndarray) -> float:
+    """Whether SAM is more confident of those of its masks that its other prompts confirm.
+
+    Args:
+        masks: (K, ...) bool masks of K prompts of one object.
+        confidences: (K,).
+
+    Returns:
+        The correlation of the confidences with each mask's mean Dice with the others, in [-1, 1]; nan below three masks
+        that are not empty, and where either is the same for all. Linear, since what is chosen is what lies far out.
+    """
+    is_filled = masks.reshape(len(masks), -1).any(1)
+    surest, confirmed = confidences[is_filled], pairwise_dice(masks[is_filled]).mean(1)
+    if len(surest) < 3 or np.ptp(surest) == 0 or np.ptp(confirmed) == 0:
+        return float("nan")
+    return float(np.corrcoef(surest, confirmed)[0, 1])
 
 
 def vote_dice(mask: np.ndarray, candidates: np.ndarray, confidences: np.ndarray) -> float:

@@ -18,7 +18,7 @@ import torch
 
 from samcorrect.lib.core.metrics import rounded
 from samcorrect.lib.core.pseudo_label import CohortShape, choose_candidate, cohort_shape, mask_shapes, merge_structures
-from samcorrect.lib.core.quality import prompt_agreement
+from samcorrect.lib.core.quality import confidence_agreement, prompt_agreement
 from samcorrect.lib.errors import ImageError, ProtocolError, SamCorrectError, WorkerDiedError
 from samcorrect.lib.loop.candidates import Candidates, find_candidates, prompting_student
 from samcorrect.lib.loop.workers import ImageFunction, ImageTask, MapImages, open_workers
@@ -99,19 +99,19 @@ def pseudo_label_store(
     recipe = _recipe(workspace)
     latest = workspace.store.ledger.latest_labels(with_rejected=True)
     todo = [row for row in rows if _is_missing(workspace, latest.get((row.id, TAG_ORIGINAL)), recipe, row)]
-    shapes: dict[str, np.ndarray] = {}
+    told: dict[str, np.ndarray] = {}
     n_labelled = 0
     with open_workers(workspace, len(todo)) if todo else nullcontext() as map_images:
-        for image_id, found in _made(workspace, todo, map_images, _usual_shapes, STAGE_CANDIDATES, progress):
-            shapes[image_id] = found
-        if shapes and image_ids is None:
+        for image_id, found in _made(workspace, todo, map_images, _tell_cohort, STAGE_CANDIDATES, progress):
+            told[image_id] = found
+        if told and image_ids is None:
             # With the labels made before, so that a killed pass ends as an undisturbed one.
-            _save_cohort(workspace, np.array([*shapes.values(), *_shapes_of(workspace, latest, recipe)]))
+            _save_cohort(workspace, np.array([*told.values(), *_told_by(workspace, latest, recipe)]))
         cohort = _load_cohort(workspace)
         if cohort is None:
             # Chosen without knowing its like; a pass over the whole store chooses again.
             recipe += " alone"
-        usable = [row for row in todo if row.id in shapes]
+        usable = [row for row in todo if row.id in told]
         make = partial(_make_label, cohort=cohort)
         for image_id, made in _made(workspace, usable, map_images, make, STAGE_CHOOSE, progress):
             _save_label(workspace, image_id, made, recipe)
@@ -174,9 +174,11 @@ def _set_aside(workspace: Workspace, image_id: str, error: SamCorrectError) -> N
     logger.warning("image %s is quarantined: %s", log_name(image_id), type(error).__name__)
 
 
-def _usual_shapes(models: Models, task: ImageTask) -> np.ndarray:
-    """(K, 3) `_usual_shape` of each structure; the candidates are on the disk afterwards."""
-    return np.array([_usual_shape(c) for c in find_candidates(models, read_image(task.file), task.name)])
+def _tell_cohort(models: Models, task: ImageTask) -> np.ndarray:
+    """(K, 4) `_usual_shape` of each structure and its `confidence_agreement`; the candidates are on the disk
+    afterwards."""
+    found = find_candidates(models, read_image(task.file), task.name)
+    return np.array([[*_usual_shape(c), confidence_agreement(c.masks, c.confidence)] for c in found])
 
 
 @dataclass(frozen=True)
@@ -233,7 +235,8 @@ def _assemble(models: Models, volume: Volume, candidates: list[Candidates], chos
         structures[structure.name] = {
             **found.info(number),
             "prompt_agreement": rounded(prompt_agreement(found.masks)),
-            "usual_shape": [None if np.isnan(v) else float(v) for v in _usual_shape(found)],
+            "confidence_agreement": _none_if_nan(confidence_agreement(found.masks, found.confidence)),
+            "usual_shape": [_none_if_nan(v) for v in _usual_shape(found)],
         }
     return PseudoLabel(merge_structures(np.stack(soft), protocol.indices), prompts, {"structures": structures})
 
@@ -253,30 +256,37 @@ def _recipe(workspace: Workspace) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
+def _none_if_nan(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
 def _usual_shape(candidates: Candidates) -> np.ndarray:
     """(3,) of `mask_shapes`: the most confident candidate's, by which an image counts in the cohort."""
     return mask_shapes(candidates.masks)[int(np.argmax(candidates.confidence))]
 
 
-def _shapes_of(
-    workspace: Workspace, latest: Mapping[tuple[str, str], LabelVersionRow], recipe: str
-) -> list[list[np.ndarray]]:
-    """`_usual_shape` of each structure of the labels that one recipe made."""
+def _told_by(workspace: Workspace, latest: Mapping[tuple[str, str], LabelVersionRow], recipe: str) -> list[np.ndarray]:
+    """What `_tell_cohort` told of the images whose labels one recipe made."""
     names = workspace.require_protocol().names
-    told = [
+    infos = [
         label.info["structures"]
         for (_, tag), label in latest.items()
         if tag == TAG_ORIGINAL and label.info.get("recipe") == recipe and not label.is_rejected
     ]
-    return [[np.array(structures[name]["usual_shape"], dtype=np.float64) for name in names] for structures in told]
+    return [
+        # Labels of earlier releases tell nothing of the confidence.
+        np.array([[*of[name]["usual_shape"], of[name].get("confidence_agreement")] for name in names], np.float64)
+        for of in infos
+    ]
 
 
-def _save_cohort(workspace: Workspace, shapes: np.ndarray) -> None:
-    cohort = [cohort_shape(shapes[:, k]) for k in range(shapes.shape[1])]
+def _save_cohort(workspace: Workspace, told: np.ndarray) -> None:
+    cohort = [cohort_shape(told[:, k, :3], told[:, k, 3]) for k in range(told.shape[1])]
     document = {
         "protocol": workspace.require_protocol().digest,
         "structures": [
-            None if c is None else {"center": c.center.tolist(), "spread": c.spread.tolist()} for c in cohort
+            c and {"center": c.center.tolist(), "spread": c.spread.tolist(), "believes": c.believes_confidence}
+            for c in cohort
         ],
     }
     write_bytes_atomically(workspace.store.state_dir / COHORT_NAME, json.dumps(document, indent=1).encode())
@@ -290,5 +300,6 @@ def _load_cohort(workspace: Workspace) -> KnownShapes | None:
     if document["protocol"] != workspace.require_protocol().digest:
         return None
     return [
-        None if c is None else CohortShape(np.array(c["center"]), np.array(c["spread"])) for c in document["structures"]
+        c and CohortShape(np.array(c["center"]), np.array(c["spread"]), c.get("believes", True))
+        for c in document["structures"]
     ]
