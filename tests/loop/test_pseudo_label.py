@@ -1,5 +1,7 @@
 """Pseudo-labels of a store: which images get one, once, and what an interruption leaves."""
 
+import json
+import logging
 import shutil
 
 import numpy as np
@@ -60,6 +62,29 @@ def test_an_interrupted_pass_goes_on_and_ends_as_an_undisturbed_one(phantom_work
     assert pseudo_label_store(cut) == {"n_labelled": 6, "n_kept": 4, "n_quarantined": 0}
     assert originals(cut) == originals(whole)
     assert (cut.store.state_dir / COHORT_NAME).read_bytes() == (whole.store.state_dir / COHORT_NAME).read_bytes()
+
+
+def test_where_confidence_is_not_believed_the_box_as_given_is_taken_and_that_is_told(phantom_workspace, caplog):
+    workspace = phantom_workspace()
+    pseudo_label_store(workspace)
+    path = workspace.store.state_dir / COHORT_NAME
+    cohort = json.loads(path.read_text())
+    assert [of["believes"] for of in cohort["structures"]] == [True, True]
+    assert "surest" not in caplog.text
+
+    cohort["structures"][1]["believes"] = False
+    doubting = phantom_workspace("doubting")
+    (doubting.store.state_dir / COHORT_NAME).write_text(json.dumps(cohort))
+    with caplog.at_level(logging.WARNING):
+        pseudo_label_store(doubting, image_ids=[f"case{n}" for n in range(10)])
+    assert "left blob: SAM is surest of masks that its other prompts contradict" in caplog.text
+    assert "right blob" not in caplog.text
+    believed, doubted = (
+        [of.store.label(f"case{n}", "original").info["structures"]["left blob"]["candidate"] for n in range(10)]
+        for of in (workspace, doubting)
+    )
+    assert any(believed)
+    assert not any(doubted)
 
 
 def test_a_mask_that_somebody_brought_along_stays(phantom_workspace, phantoms):

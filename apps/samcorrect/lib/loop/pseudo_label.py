@@ -111,6 +111,10 @@ def pseudo_label_store(
         if cohort is None:
             # Chosen without knowing its like; a pass over the whole store chooses again.
             recipe += " alone"
+        for name in _doubted(workspace, cohort):
+            logger.warning(
+                "%s: SAM is surest of masks that its other prompts contradict; taking the box as given", name
+            )
         usable = [row for row in todo if row.id in told]
         make = partial(_make_label, cohort=cohort)
         for image_id, made in _made(workspace, usable, map_images, make, STAGE_CHOOSE, progress):
@@ -290,6 +294,12 @@ def _save_cohort(workspace: Workspace, told: np.ndarray) -> None:
         ],
     }
     write_bytes_atomically(workspace.store.state_dir / COHORT_NAME, json.dumps(document, indent=1).encode())
+
+
+def _doubted(workspace: Workspace, cohort: KnownShapes | None) -> list[str]:
+    """The structures of which SAM's confidence would choose and is not believed."""
+    names = workspace.require_protocol().names if workspace.settings.preset != "huang2023" else ()
+    return [name for name, c in zip(names, cohort or (), strict=False) if c is not None and not c.believes_confidence]
 
 
 def _load_cohort(workspace: Workspace) -> KnownShapes | None:
