@@ -8,7 +8,7 @@ from scipy.ndimage import shift
 from samcorrect.lib.core.metrics import dice
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
 from samcorrect.lib.loop.frame_candidates import FrameCandidates
-from samcorrect.lib.loop.peers import learn_peers
+from samcorrect.lib.loop.peers import compare_with_peers, learn_peers
 
 BAD_IMAGES = (2, 5)
 RIGHT, WRONG = 0, 1
@@ -57,6 +57,27 @@ def test_students_that_know_nothing_do_not_choose(labelled):
 
     assert not peers.is_judge.any()
     assert (peers.chosen == 2).all()
+
+
+@pytest.mark.parametrize(("confidence", "is_judge"), [((0.9, 0.9, 0.4), False), ((0.4, 0.4, 0.9), True)])
+def test_students_that_know_less_choose_where_sam_is_surest_of_what_its_prompts_contradict(
+    labelled, confidence, is_judge
+):
+    workspace = labelled(is_bad=lambda _: False)
+    cohort = load_cohort(workspace, best_labels(workspace))
+    found = [
+        [FrameCandidates(of.bits[[RIGHT, RIGHT, WRONG]], np.array(confidence), 2) for of in of_image]
+        for of_image in candidates_of(cohort, firsts=[WRONG] * 10)
+    ]
+    # They agree with every candidate a little, and these with each other more.
+    probs = torch.zeros(len(cohort.frames), 3, 32, 32)
+    probs[:, 0] = 0.9
+    probs[:, 1, :6], probs[:, 2, -6:] = 1.0, 1.0
+
+    peers = compare_with_peers(cohort, found, probs)
+
+    assert peers.is_judge.tolist() == [is_judge] * 2
+    assert np.array_equal(peers.chosen, peers.nearest if is_judge else np.full((10, 2), 2))
 
 
 @pytest.mark.slow

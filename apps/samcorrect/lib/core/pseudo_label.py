@@ -64,9 +64,14 @@ def cohort_shape(shapes: np.ndarray, confidence_agreements: np.ndarray) -> Cohor
     if len(defined) < MIN_COHORT:
         return None
     center = np.median(defined, 0)
+    spread = MAD_TO_SD * np.median(np.abs(defined - center), 0)
+    return CohortShape(center, spread, is_confidence_believed(confidence_agreements))
+
+
+def is_confidence_believed(confidence_agreements: np.ndarray) -> bool:
+    """Whether (N,) `core.quality.confidence_agreement` of a cohort are above 0 in the median; nan are passed over."""
     known = confidence_agreements[np.isfinite(confidence_agreements)]
-    believes_confidence = not len(known) or bool(np.median(known) > 0)
-    return CohortShape(center, MAD_TO_SD * np.median(np.abs(defined - center), 0), believes_confidence)
+    return not len(known) or bool(np.median(known) > 0)
 
 
 def choose_candidate(confidences: np.ndarray, shapes: np.ndarray, cohort: CohortShape | None) -> int:

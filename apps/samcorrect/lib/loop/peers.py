@@ -3,8 +3,9 @@
 The first pair learns the labels (where SAM made one, SAM's chosen candidate). What then agrees best with it, a label or
 another candidate, teaches the second pair, and of that only the better half of each fold: a student of the better half
 knows the truth better than one of all labels. Where students know a structure less well than SAM's prompts agree on it
-(few images, objects that look different in each), they do not choose. No student ever learns from an image that it
-judges; which images of the other fold teach the second pair does depend on the first, which learnt the judged one.
+(few images, objects that look different in each), they do not choose, unless SAM's own confidence contradicts its
+prompts. No student ever learns from an image that it judges; which images of the other fold teach the second pair does
+depend on the first, which learnt the judged one.
 """
 
 from dataclasses import dataclass, replace
@@ -14,8 +15,8 @@ import torch
 
 from samcorrect.lib.core.correction import judge_mask
 from samcorrect.lib.core.metrics import dice
-from samcorrect.lib.core.pseudo_label import choose_by_peer
-from samcorrect.lib.core.quality import prompt_agreement
+from samcorrect.lib.core.pseudo_label import choose_by_peer, is_confidence_believed
+from samcorrect.lib.core.quality import confidence_agreement, prompt_agreement
 from samcorrect.lib.loop.cohort import Cohort
 from samcorrect.lib.loop.frame_candidates import CohortCandidates
 from samcorrect.lib.loop.pseudo_label import MAKER
@@ -37,7 +38,7 @@ class Peers:
         chosen: (n, K) the candidate to take now: the nearest where the students are a judge of the structure, else the
             one taken before there were students; -1 where an image has none.
         is_judge: (K,) bool: the students agree better with the nearest candidate than SAM's prompts agree with each
-            other, in the median over the images; true where there are no prompts.
+            other, in the median over the images, or SAM's confidence is not believed; true where there are no prompts.
         pairs: The students of both pairs.
     """
 
@@ -94,7 +95,8 @@ def compare_with_peers(
 ) -> Peers:
     """What students with such probabilities choose, and whether they may."""
     shape = (len(cohort), cohort.n_structures)
-    nearest, with_peer, among_prompts = np.full(shape, -1), np.full(shape, np.nan), np.full(shape, np.nan)
+    nearest = np.full(shape, -1)
+    with_peer, among_prompts, confirmed = (np.full(shape, np.nan) for _ in range(3))
     channels = probs.argmax(1)
     for number, found in enumerate(candidates):
         for k in range(cohort.n_structures if found is not None else 0):
@@ -102,16 +104,19 @@ def compare_with_peers(
             nearest[number, k] = choose_by_peer(masks, peer)
             with_peer[number, k] = dice(masks[nearest[number, k]], peer)
             among_prompts[number, k] = prompt_agreement(masks)
+            confirmed[number, k] = confidence_agreement(masks, found[k].confidence)
         progress(STAGE_CHOOSE_AGAIN, number + 1, len(cohort))
-    both = np.isfinite(with_peer) & np.isfinite(among_prompts)
-    is_judge = np.array(
-        [
-            not b.any() or np.median(w[b]) > np.median(a[b])
-            for w, a, b in zip(with_peer.T, among_prompts.T, both.T, strict=True)
-        ]
-    )
+    is_judge = np.array([_is_judge(*of) for of in zip(with_peer.T, among_prompts.T, confirmed.T, strict=True)])
     first = [[of.first for of in found] if found else [-1] * shape[1] for found in candidates]
     return Peers(probs, nearest, np.where(is_judge, nearest, first), is_judge)
+
+
+def _is_judge(with_peer: np.ndarray, among_prompts: np.ndarray, confirmed: np.ndarray) -> bool:
+    """`Peers.is_judge` of one structure, from (n,) values of the images."""
+    both = np.isfinite(with_peer) & np.isfinite(among_prompts)
+    if not both.any() or np.median(with_peer[both]) > np.median(among_prompts[both]):
+        return True
+    return not is_confidence_believed(confirmed)
 
 
 def _second_targets(
