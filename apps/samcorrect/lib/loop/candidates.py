@@ -178,8 +178,12 @@ def _structure_candidates(
         for found in carry_masks(decode, slices.frame, masks[:, middle], numbers, limits, step_px=slices.step_px):
             keep(found)
     n_prompted = np.maximum(n_prompted, 1)
-    masks = np.stack([slices.over_last_axis(of_candidate) for of_candidate in masks])
-    return Candidates(masks, iou_sum / n_prompted, stability_sum / n_prompted, _in_plane(boxes, box, slices.axis))
+    return Candidates(
+        slices.over_last_axis(masks),
+        iou_sum / n_prompted,
+        stability_sum / n_prompted,
+        _in_plane(boxes, box, slices.axis),
+    )
 
 
 def _in_plane(boxes: np.ndarray, box: np.ndarray, axis: int) -> np.ndarray:

@@ -87,14 +87,17 @@ class Slices:
         return (soft >= 0.5).numpy()
 
     def over_last_axis(self, masks: np.ndarray) -> np.ndarray:
-        """(D', mask_px, mask_px) bool masks of all these slices as those of slices along the last axis, each as if its
-        pixels were square: (D, mask_px, mask_px).
+        """(K, D', mask_px, mask_px) bool masks of all these slices as those of slices along the last axis, each as if
+        its pixels were square: (K, D, mask_px, mask_px).
         """
         if self.axis == 2 and self._seen_hw is None:
             return masks
+        return np.stack([self._over_last_axis(mask) for mask in masks])
+
+    def _over_last_axis(self, mask: np.ndarray) -> np.ndarray:
         on_grid = np.zeros(self.shape, np.float32)
-        for number in np.flatnonzero(masks.any((1, 2))):
-            on_grid[:, :, number] = self.to_grid(masks[number])
+        for number in np.flatnonzero(mask.any((1, 2))):
+            on_grid[:, :, number] = self.to_grid(mask[number])
         return (to_frame(np.moveaxis(on_grid, 2, self.axis), self.mask_px) >= 0.5).numpy()
 
     def to_grid(self, mask: np.ndarray) -> np.ndarray:
