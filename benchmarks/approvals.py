@@ -28,7 +28,6 @@ from common import case_means, open_run, open_test, out_dir, paired, parser_of, 
 from samcorrect.lib.core.metrics import bootstrap_mean, rounded
 from samcorrect.lib.loop.arms import by_case, last_student, student_predictor
 from samcorrect.lib.loop.cohort import Cohort, best_labels, load_cohort
-from samcorrect.lib.loop.correction import with_dropout_on
 from samcorrect.lib.loop.evaluation import Case, GroundTruth, evaluate_cases, label_dice
 from samcorrect.lib.loop.pseudo_label import pseudo_label_store
 from samcorrect.lib.loop.queue import next_image
@@ -38,7 +37,7 @@ from samcorrect.lib.loop.rounds import run_loop
 from samcorrect.lib.loop.scoring import HUANG_DROPOUT, score_cohort
 from samcorrect.lib.loop.students import SEED_STRIDE, train_on
 from samcorrect.lib.loop.workspace import Workspace
-from samcorrect.lib.networks.student import Student, predict_frames
+from samcorrect.lib.networks.student import Student, predict_frames, with_dropout_on
 from samcorrect.lib.protocol import load_protocol
 from samcorrect.lib.store.schema import TAG_FINAL
 from samcorrect.lib.store.volumes import write_label_map
@@ -164,7 +163,7 @@ def entropies(workspace: Workspace, cohort: Cohort, *, seed: int) -> np.ndarray:
     trained = train_on(
         workspace, cohort, everything, name="dropout", seed=seed + offset, dropout=HUANG_DROPOUT, progress=tell
     )
-    network = with_dropout_on(trained)
+    network = with_dropout_on(trained.network)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         passes = sum(predict_frames(network, cohort.frames) for _ in range(N_PASSES))

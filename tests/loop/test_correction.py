@@ -6,9 +6,19 @@ import numpy as np
 import pytest
 import torch
 
+from samcorrect.lib.core.correction import Choice, huang_correct
 from samcorrect.lib.errors import UnknownImageError, UnknownLabelError
+from samcorrect.lib.loop import correction
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
-from samcorrect.lib.loop.correction import correct_image, correct_store, disputed_pixels, flag_ceiling, flag_labels
+from samcorrect.lib.loop.corrected_labels import Correction, correct_image, known_ceiling, save_correction
+from samcorrect.lib.loop.correction import (
+    STUDENT,
+    correct_store,
+    disputed_pixels,
+    flag_ceiling,
+    flag_labels,
+)
+from samcorrect.lib.loop.rounds import posterior_after
 from samcorrect.lib.loop.scoring import score_cohort
 from samcorrect.lib.loop.students import trusted_only
 
@@ -35,13 +45,13 @@ def test_labels_that_are_off_get_better_and_the_old_versions_stay(labelled, true
 def test_the_change_map_is_where_the_labels_differ(labelled):
     workspace = labelled()
     correct_store(workspace)
-    correction = correct_image(workspace, "case2")
+    told = correct_image(workspace, "case2")
     original = workspace.store.read_label(workspace.store.label("case2", "original"))
-    assert correction.change_map.shape == correction.label_map.shape == (96, 80, 1)
-    assert np.array_equal(correction.change_map, original != correction.label_map)
-    assert correction.change_map.any()
-    assert correction.score_after > correction.score_before
-    assert all("judge" in reason for reason in correction.reasons)
+    assert told.change_map.shape == told.label_map.shape == (96, 80, 1)
+    assert np.array_equal(told.change_map, original != told.label_map)
+    assert told.change_map.any()
+    assert told.score_after > told.score_before
+    assert all("judge" in reason for reason in told.reasons)
 
 
 def test_an_image_without_correction_says_why(labelled):
@@ -76,6 +86,85 @@ def test_huang2023_corrects_by_uncertainty(labelled):
     quality = workspace.store.ledger.quality(row.id)
     assert sorted(quality) == [0, 3, 7]
     assert workspace.store.ledger.image(row.image_id).queue_score == quality[0].score
+
+
+def test_the_student_that_corrects_is_asked_with_its_dropout_on(labelled, monkeypatch):
+    workspace = labelled(preset="huang2023", shares_trainings=False, student_steps=30)
+    passes_seen = []
+
+    def seen(target, prediction, passes):
+        passes_seen.append(passes)
+        return huang_correct(target, prediction, passes)
+
+    monkeypatch.setattr(correction, "huang_correct", seen)
+    correct_store(workspace)
+    assert len(passes_seen) == 8
+    assert any((passes != passes[:1]).any() for passes in passes_seen)
+
+
+def test_a_mask_that_students_drew_does_not_keep_what_sam_said_of_the_old_one(labelled):
+    workspace = labelled(shares_trainings=False)
+    cohort = load_cohort(workspace, best_labels(workspace))
+    of_sam = {"candidate": 3, "predicted_iou": 0.3, "stability": 0.2, "prompt_agreement": 0.9}
+    cohort.labels[2].info = {"structures": {name: dict(of_sam) for name in cohort.config.names}}
+    label_map = workspace.store.read_label(cohort.labels[2])
+    drawn = Choice(STUDENT, cohort.mask(2, 1).astype(np.float32), 0.4, 0.9)
+    made = Correction(label_map, np.ones_like(label_map), [], 0.4, 0.9, {0: drawn})
+
+    save_correction(workspace, cohort, 2, made, ceiling=[0.5, -1], run_id=None, round_number=0)
+
+    first, second = cohort.config.names
+    told = workspace.store.label(cohort.images[2].id, "corrected").info["structures"]
+    assert told == {first: {"prompt_agreement": 0.9}, second: of_sam}
+
+
+def test_a_second_pass_stays_below_the_line_of_the_first(labelled):
+    workspace = labelled(shares_trainings=False)
+    cohort = load_cohort(workspace, best_labels(workspace))
+    assert known_ceiling(cohort) is None
+    label_map = workspace.store.read_label(cohort.labels[2])
+    made = Correction(label_map, np.ones_like(label_map), [], 0.4, 0.9)
+    save_correction(workspace, cohort, 2, made, ceiling=[0.5, -1], run_id=None, round_number=0)
+    # One of another protocol, with another number of structures.
+    save_correction(workspace, cohort, 3, made, ceiling=[0.5], run_id=None, round_number=0)
+
+    assert known_ceiling(load_cohort(workspace, best_labels(workspace))) == [0.5, -1]
+
+
+@pytest.mark.slow
+def test_a_store_that_was_corrected_is_corrected_again_under_the_same_line(labelled, monkeypatch):
+    workspace = labelled()
+    lines = []
+
+    def seen(*args, ceiling):
+        lines.append(ceiling)
+        return flag_labels(*args, ceiling=ceiling)
+
+    monkeypatch.setattr(correction, "flag_labels", seen)
+    for _ in range(2):
+        correct_store(workspace)
+
+    assert lines[0] is None
+    assert max(lines[1]) > 0
+    assert lines[1] == known_ceiling(load_cohort(workspace, best_labels(workspace)))
+
+
+def test_only_what_was_replaced_gets_the_judges_word(labelled):
+    workspace = labelled(shares_trainings=False, student_steps=1)
+    cohort = load_cohort(workspace, best_labels(workspace))
+    scores = replace(score_cohort(workspace, cohort, seed=0), posterior=np.full((10, 2), 0.1))
+    flagged = np.zeros((10, 2), bool)
+    flagged[2] = flagged[3, 0] = True
+    new = Choice(STUDENT, cohort.mask(2, 1).astype(np.float32), 0.4, 0.9)
+    corrections = {
+        n: Correction(np.zeros(1), np.zeros(1), [], 0.4, 0.9, changes) for n, changes in ((2, {0: new}), (4, {1: new}))
+    }
+
+    posterior = posterior_after(scores, flagged, corrections)
+
+    assert posterior[2].tolist() == [0.9, 0.1]
+    assert posterior[3].tolist() == [0.1, 1]
+    assert (posterior[[0, 1, *range(4, 10)]] == 1).all()
 
 
 def test_pixels_around_a_flagged_structure_do_not_teach(labelled):

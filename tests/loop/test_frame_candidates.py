@@ -41,6 +41,9 @@ def test_the_candidates_of_a_pseudo_label_hold_the_label(phantom_workspace, monk
     for k, (name, of) in enumerate(zip(cohort.config.names, found, strict=True)):
         assert of.masks.shape == (workspace.settings.n_candidates, 1, 32, 32)
         assert of.confidence.shape == (workspace.settings.n_candidates,)
+        # What the peers are told is what the choice was told.
+        stored = cohort.labels[0].info["structures"][name]["confidence_agreement"]
+        np.testing.assert_allclose(of.confidence_agreement, np.nan if stored is None else stored)
         assert of.first == cohort.labels[0].info["structures"][name]["candidate"]
         assert dice(of.masks[of.first], cohort.mask(0, k + 1)) > 0.9
 
@@ -55,6 +58,6 @@ def test_the_candidates_of_a_pseudo_label_hold_the_label(phantom_workspace, monk
 def test_bits_are_the_masks(side, rng):
     masks = rng.random((3, 2, side, side)) > 0.5
 
-    kept = frame_candidates.FrameCandidates(np.packbits(masks, axis=-1), np.ones(3), 0)
+    kept = frame_candidates.FrameCandidates(np.packbits(masks, axis=-1), np.ones(3), 0, 0.0)
 
     np.testing.assert_array_equal(kept.masks, masks)

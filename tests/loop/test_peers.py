@@ -12,6 +12,7 @@ from samcorrect.lib.loop.peers import compare_with_peers, learn_peers
 
 BAD_IMAGES = (2, 5)
 RIGHT, WRONG = 0, 1
+NAN = float("nan")
 
 
 def candidates_of(cohort, *, firsts):
@@ -22,7 +23,7 @@ def candidates_of(cohort, *, firsts):
         for k in range(cohort.n_structures):
             right = cohort.mask(number, k + 1)
             masks = np.stack([right, shift(right, (0, 0, 12), order=0)])
-            of_image.append(FrameCandidates(np.packbits(masks, axis=-1), np.array([0.9, 0.9]), first))
+            of_image.append(FrameCandidates(np.packbits(masks, axis=-1), np.array([0.9, 0.9]), first, NAN))
         found.append(of_image)
     return found
 
@@ -49,7 +50,7 @@ def test_students_that_know_nothing_do_not_choose(labelled):
     found = candidates_of(cohort, firsts=[WRONG] * 10)
     # Three prompts that agree with each other: whatever one step of training says, it says it less clearly.
     agreeing = [
-        [FrameCandidates(np.repeat(of.bits[:1], 3, axis=0), np.full(3, 0.9), 2) for of in of_image]
+        [FrameCandidates(np.repeat(of.bits[:1], 3, axis=0), np.full(3, 0.9), 2, NAN) for of in of_image]
         for of_image in found
     ]
 
@@ -59,14 +60,14 @@ def test_students_that_know_nothing_do_not_choose(labelled):
     assert (peers.chosen == 2).all()
 
 
-@pytest.mark.parametrize(("confidence", "is_judge"), [((0.9, 0.9, 0.4), False), ((0.4, 0.4, 0.9), True)])
+@pytest.mark.parametrize(("agreement", "is_judge"), [(0.3, False), (NAN, False), (-0.3, True)])
 def test_students_that_know_less_choose_where_sam_is_surest_of_what_its_prompts_contradict(
-    labelled, confidence, is_judge
+    labelled, agreement, is_judge
 ):
     workspace = labelled(is_bad=lambda _: False)
     cohort = load_cohort(workspace, best_labels(workspace))
     found = [
-        [FrameCandidates(of.bits[[RIGHT, RIGHT, WRONG]], np.array(confidence), 2) for of in of_image]
+        [FrameCandidates(of.bits[[RIGHT, RIGHT, WRONG]], np.full(3, 0.9), 2, agreement) for of in of_image]
         for of_image in candidates_of(cohort, firsts=[WRONG] * 10)
     ]
     # They agree with every candidate a little, and these with each other more.

@@ -11,7 +11,8 @@ from samcorrect.lib.errors import ProtocolError
 from samcorrect.lib.loop import second_choice
 from samcorrect.lib.loop.candidates import find_candidates
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
-from samcorrect.lib.loop.correction import correct_cohort, count_corrections, flagged_images, save_correction
+from samcorrect.lib.loop.corrected_labels import save_correction
+from samcorrect.lib.loop.correction import correct_cohort, count_corrections, flagged_images
 from samcorrect.lib.loop.frame_candidates import shrink_masks
 from samcorrect.lib.loop.peers import Peers
 from samcorrect.lib.loop.pseudo_label import masks_to_grid, pseudo_label_store
@@ -88,7 +89,7 @@ def test_a_label_is_corrected_without_a_flag_and_says_from_which_prompt(disputed
         "n_corrected": 0,
         "n_chosen_again": 1,
     }
-    save_correction(workspace, cohort, 0, corrections[0], run_id=None, round_number=1)
+    save_correction(workspace, cohort, 0, corrections[0], ceiling=[-1, -1], run_id=None, round_number=1)
     row = workspace.store.label("case0", "corrected")
     name, index = cohort.config.names[0], cohort.config.indices[0]
     found = find_candidates(workspace, workspace.store.read_image("case0"), cohort.images[0].path)[0]

@@ -20,6 +20,7 @@ from samcorrect.lib.networks.student import (
     probs_to_grid,
     probs_to_label_map,
     student_bytes,
+    with_dropout_on,
 )
 
 CONFIG = StudentConfig(names=("right lung", "heart"), indices=(3, 200), side_px=64)
@@ -170,16 +171,13 @@ def test_passes_differ_where_dropout_is_on():
     still = predict_frames(network, frames)
     assert torch.equal(predict_frames(network, frames), still)
 
-    n_dropouts = 0
-    for module in network.modules():
-        if isinstance(module, torch.nn.modules.dropout._DropoutNd):
-            module.train()
-            n_dropouts += 1
-    passes = [predict_frames(network, frames) for _ in range(2)]
+    statistics = [buffer.clone() for buffer in network.buffers()]
 
-    assert n_dropouts > 0
+    passes = [predict_frames(with_dropout_on(network), frames) for _ in range(2)]
+
     assert not torch.equal(passes[0], passes[1])
     assert not torch.equal(passes[0], still)
+    assert all(torch.equal(*pair) for pair in zip(network.buffers(), statistics, strict=True))
 
 
 def test_without_dropout_nothing_is_dropped():

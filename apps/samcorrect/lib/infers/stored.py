@@ -8,7 +8,7 @@ import numpy as np
 from samcorrect.lib.errors import UnknownLabelError
 from samcorrect.lib.infers.base import MaskTask, Segmented
 from samcorrect.lib.infers.request import InferRequest, require_stored
-from samcorrect.lib.loop.correction import correct_image
+from samcorrect.lib.loop.corrected_labels import correct_image
 from samcorrect.lib.store.label_names import name_indices
 from samcorrect.lib.store.volumes import Volume
 

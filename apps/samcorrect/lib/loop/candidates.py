@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 # Raised whenever prompts, preprocessing or the way through a volume change, so that candidates of another release are
 # not taken for ours.
 CANDIDATES_FORMAT = 5
+# What a label says of the candidate that was taken: its number, and two of its measures.
+OF_CANDIDATE = ("candidate", "predicted_iou", "stability")
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ class Candidates:
 
     def info(self, number: int) -> dict[str, float]:
         """What a label's info says of a candidate that was taken."""
-        of_candidate = {name: float(getattr(self, name)[number]) for name in ("predicted_iou", "stability")}
-        return {"candidate": number, **of_candidate}
+        told = (number, float(self.predicted_iou[number]), float(self.stability[number]))
+        return dict(zip(OF_CANDIDATE, told, strict=True))
 
     def box(self, number: int) -> list[float]:
         """The box of a candidate, as a label's prompts have it."""

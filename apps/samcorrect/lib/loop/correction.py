@@ -1,12 +1,11 @@
 """Stage 3: better labels for those that are judged low."""
 
-from collections.abc import Hashable, Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from collections.abc import Hashable, Sequence, Set
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from samcorrect.lib.core.correction import (
     HUANG_PASSES,
@@ -17,44 +16,23 @@ from samcorrect.lib.core.correction import (
 )
 from samcorrect.lib.core.pseudo_label import merge_structures
 from samcorrect.lib.core.reweighting import below_better_half
-from samcorrect.lib.errors import UnknownLabelError
 from samcorrect.lib.loop.cohort import Cohort, best_labels, load_cohort
+from samcorrect.lib.loop.corrected_labels import Correction, known_ceiling, save_correction
 from samcorrect.lib.loop.rescoring import score_store
 from samcorrect.lib.loop.scoring import Scores, score_cohort, write_scores
-from samcorrect.lib.loop.second_choice import SecondChoice, choose_again, usual_areas, with_choices
-from samcorrect.lib.loop.students import SEED_STRIDE, Trained, predict_cohort, train_on, trusted_only
+from samcorrect.lib.loop.second_choice import choose_again, usual_areas, with_choices
+from samcorrect.lib.loop.students import SEED_STRIDE, predict_cohort, train_on, trusted_only
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
-from samcorrect.lib.networks.student import predict_frames
-from samcorrect.lib.store.schema import TAG_CORRECTED
+from samcorrect.lib.networks.student import predict_frames, with_dropout_on
 from samcorrect.lib.transforms.frame import from_frame
 
 STAGE_CORRECT = "correcting labels"
 N_CORRECTORS = 2
 # The correctors learn from the better part of the labels of each structure alone.
 UNTRUSTED_SHARE = 0.5
+STUDENT = "prediction of the student"
 # Peers that agree less than this with the labels that are trusted have not learnt a structure and may not judge it.
 MIN_JUDGE_DICE = 0.5
-
-
-@dataclass(frozen=True)
-class Correction:
-    """A corrected label of one image on its grid.
-
-    Attributes:
-        label_map: (H, W, D) uint8.
-        change_map: (H, W, D) uint8, 1 where the label changed.
-        reasons: For each changed structure, what was taken and the judge's score before and after.
-        score_before: Judge's mean score of the label, in [0, 1].
-        score_after: Of the corrected label.
-        taken: Structure name to the candidate of SAM that was taken for it.
-    """
-
-    label_map: np.ndarray
-    change_map: np.ndarray
-    reasons: list[str]
-    score_before: float
-    score_after: float
-    taken: Mapping[str, SecondChoice] = field(default_factory=dict)
 
 
 def correct_store(workspace: Workspace, *, progress: Progress = no_progress) -> dict[str, Any]:
@@ -66,10 +44,12 @@ def correct_store(workspace: Workspace, *, progress: Progress = no_progress) -> 
     cohort = load_cohort(workspace, best_labels(workspace), progress=progress)
     scores = score_cohort(workspace, cohort, seed=workspace.settings.seed, progress=progress)
     write_scores(workspace, cohort, scores)
-    flagged = flag_labels(workspace, cohort, scores)
+    ceiling = known_ceiling(cohort)
+    flagged = flag_labels(workspace, cohort, scores, ceiling=ceiling)
+    ceiling = ceiling or flag_ceiling(scores, flagged)
     corrections = correct_cohort(workspace, cohort, scores, flagged, seed=workspace.settings.seed, progress=progress)
     for number, correction in corrections.items():
-        save_correction(workspace, cohort, number, correction, run_id=None, round_number=0)
+        save_correction(workspace, cohort, number, correction, ceiling=ceiling, run_id=None, round_number=0)
     if corrections:
         # The peers that chose a correction are no judges of it.
         score_store(workspace, full=True, progress=progress)
@@ -87,31 +67,6 @@ def count_corrections(flagged: Set[Hashable], changed: Set[Hashable]) -> dict[st
 def flagged_images(flagged: np.ndarray) -> set[int]:
     """The numbers of the images of which (n, K) bool flags a structure."""
     return set(np.flatnonzero(flagged.any(1)).tolist())
-
-
-def correct_image(workspace: Workspace, image_id: str) -> Correction:
-    """The stored correction of one image against the label that it was made from.
-
-    Raises:
-        UnknownImageError: No such image.
-        UnknownLabelError: It was not corrected: its label was not judged low, or correction has not run.
-    """
-    store = workspace.store
-    row = store.ledger.latest_label(store.ledger.image(image_id).id, TAG_CORRECTED)
-    if row is None:
-        raise UnknownLabelError(
-            f"{image_id} has no corrected label; it was not judged low, or `self_correction` has not run yet"
-        )
-    volume = store.read_image(image_id)
-    corrected = store.read_label(row, volume)
-    parent = store.ledger.label_version(row.parent_id) if row.parent_id else None
-    before = store.read_label(parent, volume) if parent else np.zeros_like(corrected)
-    change_map = (before != corrected).astype(np.uint8)
-    told = row.info
-    # A viewer may submit with the tag `corrected` too; then nothing was judged.
-    return Correction(
-        corrected, change_map, list(told.get("reasons", ())), told.get("score_before"), told.get("score_after")
-    )
 
 
 def flag_labels(
@@ -255,36 +210,6 @@ def disputed_pixels(cohort: Cohort, peer_probs: torch.Tensor, flagged: np.ndarra
     return disputed
 
 
-def save_correction(
-    workspace: Workspace, cohort: Cohort, number: int, correction: Correction, *, run_id: int | None, round_number: int
-) -> None:
-    """Store a corrected label as a new version; the label before stays."""
-    parent = cohort.labels[number]
-    structures, prompts = dict(parent.info.get("structures", {})), dict(parent.prompts)
-    for name, choice in correction.taken.items():
-        prompts[name] = {**prompts[name], "box": choice.box}
-        structures[name] = {**structures[name], **choice.info}
-    workspace.store.save_label_map(
-        parent.image_id,
-        correction.label_map,
-        tag=TAG_CORRECTED,
-        maker=f"correction:{workspace.settings.preset}",
-        affine=cohort.affines[number],
-        run_id=run_id,
-        round_number=round_number,
-        parent_id=parent.id,
-        runtime=parent.runtime,
-        prompts=prompts,
-        info={
-            **({"structures": structures} if structures else {}),
-            "reasons": correction.reasons,
-            "score_before": None if np.isnan(correction.score_before) else round(correction.score_before, 6),
-            "score_after": None if np.isnan(correction.score_after) else round(correction.score_after, 6),
-            "n_changed_vox": int(correction.change_map.sum()),
-        },
-    )
-
-
 def _choose(
     cohort: Cohort, scores: Scores, probs: torch.Tensor, number: int, k: int, *, area_range: tuple[float, float]
 ) -> Choice:
@@ -320,15 +245,15 @@ def _on_grid(workspace: Workspace, cohort: Cohort, number: int, choices: dict[in
     score_before, score_after = (
         float(np.mean([getattr(c, a) for c in judged])) for a in ("score_before", "score_after")
     )
-    taken = {cohort.config.names[k]: choice for k, choice in choices.items() if isinstance(choice, SecondChoice)}
-    return Correction(label_map, change_map, reasons, score_before, score_after, taken)
+    changes = {k: choice for k, choice in choices.items() if choice.is_changed}
+    return Correction(label_map, change_map, reasons, score_before, score_after, changes)
 
 
 def _correct_by_uncertainty(
     cohort: Cohort, scores: Scores, flagged: np.ndarray, *, seed: int, progress: Progress
 ) -> dict[int, Correction]:
     probs = scores.peer_probs
-    network = with_dropout_on(scores.trained)
+    network = with_dropout_on(scores.trained.network)
     corrections = {}
     numbers = np.flatnonzero(flagged.any(1))
     with torch.random.fork_rng(devices=[]):
@@ -358,18 +283,13 @@ def _huang_on_grid(cohort: Cohort, number: int, old: np.ndarray, new: np.ndarray
 
     label_map = on_grid(new)
     change_map = (label_map != on_grid(old)).astype(np.uint8)
-    share = float((new != old).mean())
-    return Correction(
-        label_map, change_map, [f"{share:.1%} of the pixels follow the student"], float("nan"), float("nan")
-    )
-
-
-def with_dropout_on(trained: Trained) -> nn.Module:
-    """The network in evaluation mode with its dropout layers active; batch statistics stay frozen."""
-    for module in trained.network.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.train()
-    return trained.network
+    nan, share = float("nan"), float((new != old).mean())
+    changes = {
+        k: Choice(STUDENT, (new == k + 1).astype(np.float32), nan, nan)
+        for k in range(cohort.n_structures)
+        if ((new == k + 1) != (old == k + 1)).any()
+    }
+    return Correction(label_map, change_map, [f"{share:.1%} of the pixels follow the student"], nan, nan, changes)
 
 
 def _worst(values: np.ndarray, share: float) -> np.ndarray:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from samcorrect.lib.core.quality import confidence_agreement
 from samcorrect.lib.errors import ProtocolError
 from samcorrect.lib.loop.candidates import find_candidates
 from samcorrect.lib.loop.cohort import Cohort
@@ -22,11 +23,14 @@ class FrameCandidates:
         bits: (K, D, side, side / 8) uint8, eight mask pixels a byte: a cohort's candidates are kept at once.
         confidence: (K,) predicted IoU times stability.
         first: The candidate that is taken before there are students.
+        confidence_agreement: `core.quality.confidence_agreement` in SAM's own frame, by which `first` was chosen; nan
+            where it is not defined.
     """
 
     bits: np.ndarray
     confidence: np.ndarray
     first: int
+    confidence_agreement: float
 
     @property
     def masks(self) -> np.ndarray:
@@ -59,7 +63,12 @@ def _of_image(workspace: Workspace, cohort: Cohort, number: int) -> list[FrameCa
         return None
     chosen = choose_candidates(workspace, candidates)
     return [
-        FrameCandidates(np.packbits(shrink_masks(c.masks, side), axis=-1), c.confidence, first)
+        FrameCandidates(
+            np.packbits(shrink_masks(c.masks, side), axis=-1),
+            c.confidence,
+            first,
+            confidence_agreement(c.masks, c.confidence),
+        )
         for c, first in zip(candidates, chosen, strict=True)
     ]
 

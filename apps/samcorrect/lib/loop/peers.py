@@ -16,7 +16,7 @@ import torch
 from samcorrect.lib.core.correction import judge_mask
 from samcorrect.lib.core.metrics import dice
 from samcorrect.lib.core.pseudo_label import choose_by_peer, is_confidence_believed
-from samcorrect.lib.core.quality import confidence_agreement, prompt_agreement
+from samcorrect.lib.core.quality import prompt_agreement
 from samcorrect.lib.loop.cohort import Cohort
 from samcorrect.lib.loop.frame_candidates import CohortCandidates
 from samcorrect.lib.loop.pseudo_label import MAKER
@@ -104,7 +104,7 @@ def compare_with_peers(
             nearest[number, k] = choose_by_peer(masks, peer)
             with_peer[number, k] = dice(masks[nearest[number, k]], peer)
             among_prompts[number, k] = prompt_agreement(masks)
-            confirmed[number, k] = confidence_agreement(masks, found[k].confidence)
+            confirmed[number, k] = found[k].confidence_agreement
         progress(STAGE_CHOOSE_AGAIN, number + 1, len(cohort))
     is_judge = np.array([_is_judge(*of) for of in zip(with_peer.T, among_prompts.T, confirmed.T, strict=True)])
     first = [[of.first for of in found] if found else [-1] * shape[1] for found in candidates]

@@ -16,6 +16,7 @@ from samcorrect.lib.core.metrics import rounded
 from samcorrect.lib.errors import ImageError
 from samcorrect.lib.loop.audit import audit_start
 from samcorrect.lib.loop.cohort import Cohort, load_cohort
+from samcorrect.lib.loop.corrected_labels import Correction, save_correction
 from samcorrect.lib.loop.correction import (
     correct_cohort,
     count_corrections,
@@ -23,7 +24,6 @@ from samcorrect.lib.loop.correction import (
     flag_ceiling,
     flag_labels,
     flagged_images,
-    save_correction,
 )
 from samcorrect.lib.loop.peer_context import KEY_SETTINGS
 from samcorrect.lib.loop.progress import STAGE_STOPPED
@@ -168,19 +168,21 @@ def _run_round(
         write_scores(workspace, cohort, scores)
         ceiling = result.rounds[0]["flag_ceiling"] if result.rounds else None
         flagged = flag_labels(workspace, cohort, scores, ceiling=ceiling)
+        told_ceiling = flag_ceiling(scores, flagged)
     with result.timed("correct"):
         corrections = correct_cohort(workspace, cohort, scores, flagged, seed=seed, progress=of_round)
         for image_number, correction in corrections.items():
             image_id = cohort.images[image_number].id
             if workspace.store.ledger.run_label(image_id, TAG_CORRECTED, result.run_id, number) is None:
-                save_correction(workspace, cohort, image_number, correction, run_id=result.run_id, round_number=number)
+                made_in = {"ceiling": ceiling or told_ceiling, "run_id": result.run_id, "round_number": number}
+                save_correction(workspace, cohort, image_number, correction, **made_in)
     with result.timed("retrain"):
         student = _retrain_round(workspace, cohort, scores, flagged, corrections, result.run_id, number, of_round)
     logger.info("round %d: %d flagged, %d corrected", number, int(flagged.any(1).sum()), len(corrections))
     return {
         "round": number,
         **count_corrections(flagged_images(flagged), corrections.keys()),
-        "flag_ceiling": flag_ceiling(scores, flagged),
+        "flag_ceiling": told_ceiling,
         "mean_score": rounded(float(np.nanmean(scores.scores))) if np.isfinite(scores.scores).any() else None,
         "scores": {row.id: rounded(s) for row, s in zip(cohort.images, scores.scores, strict=True)},
         "structure_scores": {
@@ -197,7 +199,7 @@ def _retrain_round(
     cohort: Cohort,
     scores: Scores,
     flagged: np.ndarray,
-    corrections: dict[int, Any],
+    corrections: Mapping[int, Correction],
     run_id: int,
     number: int,
     progress: Progress,
@@ -208,9 +210,7 @@ def _retrain_round(
     weights: torch.Tensor | None = None
     posterior = np.ones(scores.posterior.shape)
     if workspace.settings.preset == "samcorrect":
-        posterior = np.where(flagged, np.nan_to_num(scores.posterior), 1.0)
-        for image_number, correction in corrections.items():
-            posterior[image_number] = np.where(flagged[image_number], correction.score_after, 1.0)
+        posterior = posterior_after(scores, flagged, corrections)
         _, weights = trusted_only(cohort, scores.peer_probs, flagged & (posterior < 0.5))
         if scores.peer_probs is not None:
             is_corrected = np.isin(np.arange(len(cohort)), list(corrections))
@@ -219,6 +219,17 @@ def _retrain_round(
     seed = workspace.settings.seed
     given = {"seed": seed, "round_number": number, "run_id": run_id, "progress": progress}
     return retrain(workspace, updated, posterior, weights, ~flagged, **given)
+
+
+def posterior_after(scores: Scores, flagged: np.ndarray, corrections: Mapping[int, Correction]) -> np.ndarray:
+    """(n, K) of being good, of the labels after a correction: 1 where none was flagged, the judge's score where a mask
+    was replaced, and what it was where the flagged mask is still there.
+    """
+    posterior = np.where(flagged, np.nan_to_num(scores.posterior), 1.0)
+    for number, correction in corrections.items():
+        for k, choice in correction.changes.items():
+            posterior[number, k] = choice.score_after if flagged[number, k] else 1.0
+    return posterior
 
 
 def _open_run(workspace: Workspace) -> RunRow:

@@ -116,6 +116,15 @@ def network_input(windows: torch.Tensor, *, is_3d: bool) -> torch.Tensor:
     return windows.contiguous(memory_format=torch.channels_last)
 
 
+def with_dropout_on(network: UNet) -> UNet:
+    """The network in evaluation mode with its dropout layers active; batch statistics stay frozen."""
+    network.eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd):
+            module.train()
+    return network
+
+
 def predict_frames(network: UNet, frames: torch.Tensor, lengths: Sequence[int] | None = None) -> torch.Tensor:
     """Class probabilities of slices in the frame.
 
