@@ -174,6 +174,16 @@ def test_fused_scores_and_weights_are_shares_and_nothing_is_changed(rng):
         np.testing.assert_array_equal(features[name], before[name])
 
 
+def test_a_label_without_a_value_on_the_scale_moves_no_other():
+    features = {name: np.linspace(0.1, 0.9, 9) for name in "pqa"}
+    more = {name: np.append(values, 0.35) for name, values in features.items()} | {"p": np.append(features["p"], NAN)}
+
+    alone, beside = fuse(features).scores, fuse(more).scores
+
+    np.testing.assert_allclose(beside[:9], alone)
+    assert alone[2] < beside[9] < alone[3]
+
+
 def test_means_of_defined_values_by_hand():
     rows = np.array([[1.0, NAN, NAN], [4.0, 4.0, NAN]])
 

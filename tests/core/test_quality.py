@@ -55,7 +55,7 @@ def test_the_edge_of_the_frame_is_outline():
 
 
 def test_peer_surface_dice_of_empty_and_one_pixel_masks():
-    assert np.isnan(peer_surface_dice(EMPTY, EMPTY))
+    assert peer_surface_dice(EMPTY, EMPTY) == 1.0
     assert peer_surface_dice(EMPTY, square(1, 4)) == peer_surface_dice(square(1, 4), EMPTY) == 0.0
     assert peer_surface_dice(pixel(5, 5), pixel(5, 7)) == 1.0
     assert peer_surface_dice(pixel(5, 5), pixel(7, 6)) == 0.0
@@ -168,9 +168,10 @@ def test_cohort_typicality_by_hand():
     np.testing.assert_allclose(cohort_typicality(pair), np.sqrt(expected), atol=1e-4)
 
 
-def test_an_empty_mask_is_unusual_unless_most_are_empty():
-    np.testing.assert_array_equal(cohort_typicality(np.array([[1.0], [1.0], [NAN]])), [1, 1, 0])
-    np.testing.assert_array_equal(cohort_typicality(np.array([[1.0], [NAN], [NAN]])), [1, NAN, NAN])
+def test_an_empty_mask_is_as_ordinary_as_empty_masks_are_frequent():
+    one_of_eight = np.array([[1.0]] * 7 + [[NAN]])
+    np.testing.assert_array_equal(cohort_typicality(one_of_eight), [1] * 7 + [0.25])
+    np.testing.assert_array_equal(cohort_typicality(np.array([[1.0], [NAN], [NAN]])), [1, 1, 1])
     assert np.isnan(cohort_typicality(np.full((3, 2), NAN))).all()
 
 

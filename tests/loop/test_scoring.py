@@ -2,11 +2,21 @@
 
 import numpy as np
 import pytest
+import torch
+from torch.nn.functional import one_hot
 
 from samcorrect.lib.errors import LabelError
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
+from samcorrect.lib.loop.peers import Peers
 from samcorrect.lib.loop.rescoring import score_store
-from samcorrect.lib.loop.scoring import MIN_IMAGES_FOR_PEERS, explain, score_cohort
+from samcorrect.lib.loop.scoring import (
+    MIN_IMAGES_FOR_PEERS,
+    explain,
+    fuse_structures,
+    measure_labels,
+    score_cohort,
+    with_typicality,
+)
 
 
 def stored_scores(workspace) -> dict[str, float | None]:
@@ -30,6 +40,24 @@ def test_labels_that_are_off_score_below_the_others_with_a_reason(labelled):
     assert any("outline differs" in reason or "overlaps little" in reason for reason in rows[0].reasons)
     assert rows[3].expected_dice_low <= rows[3].expected_dice <= rows[3].expected_dice_high
     assert {row.id: row.queue_score for row in workspace.store.ledger.images()} == scores
+
+
+def test_labels_that_are_rightly_empty_are_good_and_hide_no_bad_one(labelled):
+    workspace = labelled(is_bad=lambda _: False)
+    cohort = load_cohort(workspace, best_labels(workspace))
+    rightly_empty, wrongly_empty, shifted, first = [0, 1, 3], 4, [2, 5], 0
+    for number in rightly_empty:
+        cohort.targets[number][cohort.targets[number] == first + 1] = 0
+    probs = one_hot(cohort.targets, 3).permute(0, 3, 1, 2) * 0.94 + 0.02
+    cohort.targets[shifted] = torch.roll(cohort.targets[shifted], 12, dims=2)
+    cohort.targets[wrongly_empty][cohort.targets[wrongly_empty] == first + 1] = 0
+    peers = Peers(probs, np.full((10, 2), -1), np.full((10, 2), -1), np.ones(2, bool))
+
+    columns, forms = measure_labels(cohort, [None] * 10, peers)
+    scores = fuse_structures(with_typicality(columns, forms), peers.is_judge)[:, first]
+
+    assert (scores[rightly_empty] > 0.9).all()
+    assert (scores[[*shifted, wrongly_empty]] < 0.5).all()
 
 
 def test_the_same_seed_gives_the_same_scores_and_another_one_others(labelled):

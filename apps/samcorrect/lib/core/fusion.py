@@ -128,10 +128,16 @@ def _standardised(values: np.ndarray) -> np.ndarray:
 
 
 def _on_scale(fused: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """The values of a reference in the order of the fused scores; nan where those are."""
+    """The values of a reference in the order of the fused scores; nan where those are.
+
+    A label without a value of its own lies between those that have one: it moves none of them.
+    """
     scores, defined = np.full(fused.shape, np.nan), np.isfinite(fused)
-    known = np.sort(reference[np.isfinite(reference)])
-    if len(known) and defined.any():
-        share = (rankdata(fused[defined]) - 0.5) / defined.sum()
-        scores[defined] = np.interp(share, (np.arange(len(known)) + 0.5) / len(known), known)
+    both = defined & np.isfinite(reference)
+    if both.any():
+        shares = (np.arange(both.sum()) + 0.5) / both.sum()
+        ranks = (rankdata(fused[both]) - 0.5) / both.sum()
+        order = np.argsort(fused[both])
+        values = np.interp(ranks, shares, np.sort(reference[both]))
+        scores[defined] = np.interp(fused[defined], fused[both][order], values[order])
     return scores

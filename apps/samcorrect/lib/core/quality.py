@@ -59,12 +59,12 @@ def peer_surface_dice(mask: np.ndarray, peer: np.ndarray, *, tolerance_px: float
     The outline of a mask is its pixels with a background neighbour (4-connected, in the slice).
 
     Returns:
-        In [0, 1]; 0 where one mask is empty, nan where both are.
+        In [0, 1]; 0 where one mask is empty, 1 where both are.
     """
     outline, peer_outline = _outline(mask), _outline(peer)
     n_outline, n_peer = int(outline.sum()), int(peer_outline.sum())
     if n_outline == 0 and n_peer == 0:
-        return float("nan")
+        return 1.0
     if n_outline == 0 or n_peer == 0:
         return 0.0
     n_near = 0
@@ -73,6 +73,11 @@ def peer_surface_dice(mask: np.ndarray, peer: np.ndarray, *, tolerance_px: float
             n_near += int((distance_transform_edt(~other)[one] <= tolerance_px).sum())
             n_near += int((distance_transform_edt(~one)[other] <= tolerance_px).sum())
     return n_near / (n_outline + n_peer)
+
+
+def agreement(mask: np.ndarray, other: np.ndarray) -> float:
+    """Dice of two masks of one shape, in [0, 1]; 1 where both are empty: they agree that the structure is not there."""
+    return dice(mask, other) if mask.any() or other.any() else 1.0
 
 
 def band_softmin(mask: np.ndarray, peer_prob: np.ndarray) -> float:
@@ -159,7 +164,7 @@ def vote_dice(mask: np.ndarray, candidates: np.ndarray, confidences: np.ndarray)
     total = float(confidences.sum())
     if total <= 0:
         return float("nan")
-    return dice(mask, np.tensordot(confidences / total, candidates.astype(np.float32), 1) > 0.5)
+    return agreement(mask, np.tensordot(confidences / total, candidates.astype(np.float32), 1) > 0.5)
 
 
 def edge_contrast(mask: np.ndarray, frames: np.ndarray) -> float:
@@ -214,14 +219,14 @@ def cohort_typicality(forms: np.ndarray) -> np.ndarray:
 
     Returns:
         (N,) in [0, 1]: exp(-z^2 / 2), z^2 the mean square of the robust z of the measures; 1 at the median. An empty
-        mask gets 0, or nan where most are empty.
+        mask gets twice the share of the masks that are empty, at most 1: where half are, it is as ordinary as any.
     """
     if not np.isfinite(forms).any():
         return np.full(len(forms), np.nan)
     z = np.stack([robust_z(column) for column in forms.T], 1)
     typicality = np.exp(-0.5 * np.mean(np.clip(z, -6, 6) ** 2, axis=1))
     is_empty = ~np.isfinite(typicality)
-    return np.where(is_empty, 0.0 if is_empty.mean() < 0.5 else np.nan, typicality)
+    return np.where(is_empty, min(1.0, 2 * is_empty.mean()), typicality)
 
 
 def structure_doubts(features: Mapping[str, np.ndarray]) -> tuple[str, ...]:
@@ -254,7 +259,7 @@ def label_features(
     """The features that compare one label with its peer; see the functions for each."""
     return {
         "peer_surface_dice": peer_surface_dice(mask, peer_mask, tolerance_px=tolerance_px),
-        "peer_dice": dice(mask, peer_mask),
+        "peer_dice": agreement(mask, peer_mask),
         "band_softmin": band_softmin(mask, peer_prob),
     }
 

@@ -10,11 +10,12 @@ import torch
 from samcorrect.lib.core.calibration import ExpectedDice, expect_dice
 from samcorrect.lib.core.fusion import fuse_features
 from samcorrect.lib.core.losses import cross_entropy_map
-from samcorrect.lib.core.metrics import dice, rounded
+from samcorrect.lib.core.metrics import rounded
 from samcorrect.lib.core.pseudo_label import mask_shapes
 from samcorrect.lib.core.quality import (
     EVIDENCE,
     FEATURES,
+    agreement,
     cohort_typicality,
     edge_contrast,
     label_features,
@@ -202,7 +203,7 @@ def _features_of_peers(
     told = label_features(mask, probs[:, k + 1].numpy(), peer, tolerance_px=tolerance_px)
     if found is not None:
         choice = found[k].masks[peers.nearest[number, k]]
-        told["choice_dice"] = dice(mask, choice)
+        told["choice_dice"] = agreement(mask, choice)
         told["choice_surface_dice"] = peer_surface_dice(mask, choice, tolerance_px=tolerance_px)
     return told
 
