@@ -97,6 +97,21 @@ def test_how_a_square_looks(bright):
     assert bright.grey_sd == pytest.approx(0, abs=1e-9)
 
 
+def test_a_frame_finer_than_the_mask_looks_the_same():
+    rng = np.random.default_rng(0)
+    frame, mask = rng.random((32, 32)), np.zeros((32, 32), bool)
+    mask[8:24, 8:24] = True
+    embedding = rng.random((3, 8, 8))
+    fine = np.kron(frame, np.ones((4, 4)))
+
+    coarse, same = looks_of(frame, embedding, mask), looks_of(fine, embedding, mask)
+
+    np.testing.assert_allclose(same.inside, coarse.inside)
+    assert (same.grey_inside, same.grey_outside, same.grey_sd) == pytest.approx(
+        (coarse.grey_inside, coarse.grey_outside, coarse.grey_sd)
+    )
+
+
 def test_a_mask_of_the_whole_slice_has_no_surroundings():
     looks = looks_of(np.ones((8, 8)), np.ones((3, 2, 2)), np.ones((8, 8), bool))
     assert np.isnan(looks.grey_outside)

@@ -1,5 +1,6 @@
 """SAM's candidate masks of an image and their place on the disk."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -119,6 +120,19 @@ def test_a_volume_is_cut_where_its_box_is_short(of_volume):
     # Of the turned volume's first two axes the first goes through the slices.
     assert np.allclose(turned_boxes[:, [0, 2]], box_of_mask(turned)[0])
     assert np.allclose(turned_boxes[:, [1, 3]], boxes[:, [0, 2]])
+
+
+def test_a_header_that_is_put_right_makes_other_candidates(of_volume):
+    x, y = np.mgrid[:96, :24]
+    mask = (((x - 40) / 22) ** 2 + ((y * 4 - 50) / 26) ** 2 < 1)[..., None]
+    box = box_of_mask(mask)
+    workspace, volume, _, _ = of_volume(noisy(mask), (1, 4, 1), box)
+    seen_square = replace(volume, affine=np.eye(4))
+
+    (oblong,), (square,) = (find_candidates(workspace, v, "a.nii.gz") for v in (volume, seen_square))
+
+    assert square.masks.shape == oblong.masks.shape
+    assert not np.array_equal(square.masks, oblong.masks)
 
 
 def test_oblong_pixels_are_seen_as_in_a_viewer_s_prompts(of_volume):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from samcorrect.lib.core.boxes import box_of_mask
@@ -74,6 +75,25 @@ def test_an_earlier_mask_is_refined_and_stays_where_nothing_was_clicked(prompt, 
     mask = prompt(start=start, background=((x, int(box_of_mask(start)[1, 1]) - 2, 0),))
     assert mask[x, y, 0]
     assert dice(mask, start) > 0.7
+
+
+@pytest.mark.parametrize("spreads", [False, True])
+def test_an_earlier_mask_too_small_for_sam_to_see_stays(tmp_path, phantoms, spreads):
+    (tmp_path / "studies").mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (600, 700), np.uint8)).save(
+        tmp_path / "studies" / "a.png"
+    )
+    changed = {"protocol": None, "state": tmp_path / "state"}
+    workspace = open_workspace(tmp_path / "studies", phantoms.settings.model_copy(update=changed))
+    volume = workspace.store.read_image("a")
+    start = np.zeros((700, 600, 1), bool)
+    start[301, 222] = True
+    assert np.array_equal(segment_prompts(workspace, volume, Prompts(start=start, spreads=spreads)), start)
+    mask = segment_prompts(workspace, volume, Prompts(start=start, spreads=spreads, background=((302, 222, 0),)))
+    assert not mask.any()
+    mask = segment_prompts(workspace, volume, Prompts(start=start, spreads=spreads, foreground=((100, 100, 0),)))
+    assert mask[100, 100, 0]
+    workspace.store.ledger.close()
 
 
 @pytest.mark.parametrize(

@@ -34,12 +34,13 @@ class BoxFiller:
 class BrightSlices:
     """Slices in which the object is white; the first channel of the embedding is the slice's number."""
 
-    def __init__(self, objects: np.ndarray):
-        self.objects = objects
+    def __init__(self, objects: np.ndarray, *, n_finer: int = 1):
+        self.objects, self.n_finer = objects, n_finer
         self.sam, self.step_px = BoxFiller(objects, []), 2.0
 
     def frame(self, number: int) -> torch.Tensor:
-        return torch.from_numpy(self.objects[number].astype(np.float32))
+        fine = np.kron(self.objects[number], np.ones((self.n_finer, self.n_finer)))
+        return torch.from_numpy(fine.astype(np.float32))
 
     def embedding(self, number: int) -> torch.Tensor:
         return torch.full((1, 8, 8), float(number))
@@ -58,8 +59,10 @@ def marked(mask: np.ndarray) -> Marked:
     return Marked((), WHOLE, mask, 1.0, mask)
 
 
-def test_a_mark_spreads_both_ways_until_the_structure_ends(column):
-    slices = BrightSlices(column)
+@pytest.mark.parametrize("n_finer", [1, 4])
+def test_a_mark_spreads_both_ways_until_the_structure_ends(column, n_finer):
+    """SAM ViT sees slices of 1024 px and gives masks of 256."""
+    slices = BrightSlices(column, n_finer=n_finer)
     masks = spread_marks(slices, {5: marked(column[5])}, span=(0, N_SLICES), limits=WHOLE)
     assert sorted(masks) == list(range(2, 10))
     assert all(np.array_equal(masks[n], column[n]) for n in masks)

@@ -3,11 +3,13 @@
 import json
 import logging
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from samcorrect.lib.errors import StoreError
+from samcorrect.lib.infers.sam import SamTask
 from samcorrect.lib.loop.pseudo_label import COHORT_NAME, STAGE_CHOOSE, pseudo_label_image, pseudo_label_store
 from samcorrect.lib.loop.workspace import open_workspace
 from samcorrect.lib.settings import Settings
@@ -114,6 +116,40 @@ def test_a_bad_image_is_set_aside_and_labelled_once_it_is_repaired(phantoms, tmp
     shutil.copy(phantoms.images / "case1.png", studies)
     assert pseudo_label_store(workspace) == {"n_labelled": 1, "n_kept": 1, "n_quarantined": 0}
     assert workspace.store.ledger.quarantined() == []
+
+
+def test_an_image_that_vanishes_is_set_aside_and_the_others_go_on(phantoms, tmp_path):
+    studies = tmp_path / "studies"
+    studies.mkdir()
+    for name in ("protocol.yaml", "case0.png", "case1.png", "case2.png"):
+        shutil.copy(phantoms.images / name, studies)
+    workspace = open_workspace(studies, phantoms.settings, cache_dir=phantoms.cache)
+    pseudo_label_store(workspace)
+    (studies / "case1.png").unlink()
+    shutil.copy(phantoms.images / "case3.png", studies / "case2.png")
+
+    told = pseudo_label_store(workspace)
+
+    assert told == {"n_labelled": 1, "n_kept": 1, "n_quarantined": 1}
+    ((image_id, reason),) = workspace.store.ledger.quarantined()
+    assert image_id == "case1"
+    assert "case1.png is gone" in reason
+
+
+def test_a_label_that_a_viewer_had_saved_counts_as_the_pass_s_own(phantom_workspace, phantoms):
+    workspace = phantom_workspace()
+    pseudo_label_store(workspace, image_ids=["case1"])
+    request = {"image": str(phantoms.images / "case0.png"), "image_id": "case0", "save_label": True}
+    Path(SamTask(workspace)(request)[0]).unlink()
+    saved = workspace.store.label("case0", "original")
+    assert saved.maker == "sam:lite_medsam"
+
+    assert pseudo_label_store(workspace, image_ids=["case0", "case1"])["n_labelled"] == 2  # chosen alone
+    whole = pseudo_label_store(workspace)
+    assert whole["n_labelled"] == 10
+    Path(SamTask(workspace)(request)[0]).unlink()
+    assert workspace.store.label("case0", "original").id > saved.id
+    assert pseudo_label_store(workspace) == {"n_labelled": 0, "n_kept": 10, "n_quarantined": 0}
 
 
 def test_no_images_is_a_fault(tmp_path, phantoms):

@@ -1,10 +1,12 @@
 """Work ahead: in order, a step at a time, never while somebody is served, and never the end of the thread."""
 
+import os
+import sys
 import threading
 
 import pytest
 
-from samcorrect.lib.loop.warmer import MAX_JOBS, Warmer
+from samcorrect.lib.loop.warmer import MAX_JOBS, NICE, Warmer
 
 TIMEOUT_S = 10
 
@@ -52,6 +54,27 @@ def test_urgent_work_goes_before_what_has_begun(warmer, steps):
     may_go_on.set()
     assert warmer.wait(TIMEOUT_S)
     assert steps.done == ["long", "click", "long"]
+
+
+def test_it_is_prepared_first_at_the_usual_priority_and_a_failure_ends_nothing(steps):
+    def nice():
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    def prepare():
+        seen.append(nice())
+        raise OSError("no model")
+
+    def job():
+        seen.append(nice())
+        yield
+
+    seen = []
+    warmer = Warmer(prepare)
+    warmer.add("a", job(), is_urgent=False)
+    assert warmer.wait(TIMEOUT_S)
+    warmer.stop()
+    lowered = min(nice() + NICE, 19) if sys.platform == "linux" else nice()
+    assert seen == [nice(), lowered]
 
 
 def test_nothing_begins_while_somebody_is_served(warmer, steps):

@@ -72,6 +72,40 @@ def test_a_mask_prompt_goes_with_the_box(sam, embedding):
     assert dice(hinted.mask, hint) > dice(plain.mask, hint)
 
 
+class PointsOnly:
+    """A network that was trained with points: it finds the rectangle where they lie, and nothing in a box."""
+
+    def __init__(self, prompts):
+        self.prompts, self.asked = prompts, []
+
+    def decode(self, embedding, *, boxes=None, points=(), mask_logits=None):
+        logits = torch.full((1 if boxes is None else len(boxes), SIDE, SIDE), -9.0)
+        if boxes is None:
+            self.asked.append((tuple(points), None if mask_logits is None else (mask_logits > 0).numpy()))
+            logits[0][torch.from_numpy(RECTANGLE)] = 9.0
+        return logits, np.full(len(logits), 0.9, np.float32)
+
+
+def test_a_network_that_was_trained_with_points_is_asked_with_the_clicks():
+    points = PointsOnly(("box", "point", "mask"))
+    one = mark_click(points, None, INSIDE, WHOLE)
+    assert np.array_equal(one.mask, RECTANGLE)
+    assert points.asked == [(((115.5, 120.5, True),), None)]
+    half = Marked((), np.array([80.0, 90, 115, 150]), np.zeros(WHOLE, bool), 0.9, np.zeros(WHOLE, bool))
+    half.mask[80:115, 90:150] = half.base[80:115, 90:150] = True
+    refined = refine(points, None, half, (131, 120, True), WHOLE)
+    assert np.array_equal(refined.mask, RECTANGLE)
+    (asked, hint) = points.asked[-1]
+    assert asked == ((131.5, 120.5, True),)
+    assert np.array_equal(hint, half.mask)
+
+
+def test_one_that_was_not_is_never_asked_with_points():
+    boxes = PointsOnly(("box",))
+    mark_click(boxes, None, INSIDE, WHOLE)
+    assert not boxes.asked
+
+
 # Memory; the masks play no part
 
 

@@ -17,8 +17,9 @@ from samcorrect.lib.networks.sam import SamModel
 
 SIDE_PX = 256
 
-# float16 (256, 64, 64) and the .npy header of 128 bytes.
-FILE_BYTES = 256 * 64 * 64 * 2 + 128
+# float16 (256, 64, 64), the .npy header of 128 bytes and the checksum.
+HEADER_BYTES = 128
+FILE_BYTES = HEADER_BYTES + 256 * 64 * 64 * 2 + 4
 
 
 class _Encoder(nn.Module):
@@ -113,8 +114,17 @@ def test_another_model_has_its_own_embedding(tmp_path, other):
 
 @pytest.mark.parametrize(
     "tear",
-    [lambda b: b[: len(b) // 2], lambda b: b[:40], lambda b: b"", lambda b: bytes(len(b)), lambda b: b"text" * 40],
-    ids=["half", "within the header", "empty", "zeros", "text"],
+    [
+        lambda b: b[: len(b) // 2],
+        lambda b: b[:40],
+        lambda b: b"",
+        lambda b: bytes(len(b)),
+        lambda b: b"text" * 40,
+        lambda b: b[:HEADER_BYTES] + bytes(len(b) - HEADER_BYTES),
+        lambda b: b[:60] + b"}" + b[61:],
+        lambda b: b[:-4],
+    ],
+    ids=["half", "within the header", "empty", "zeros", "text", "zeros behind the header", "header", "no checksum"],
 )
 def test_a_torn_file_is_made_anew(tmp_path, tear):
     cache, (model, network) = EmbeddingCache(tmp_path), small_model()

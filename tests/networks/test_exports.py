@@ -57,6 +57,22 @@ def test_a_torn_one_is_made_anew_and_kept(tear, export, tmp_path):
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def test_one_that_another_process_finished_first_stays(export, tmp_path):
+    def write_slowly(folder):
+        export(tmp_path)
+        ((first,)) = [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
+        seen.append((first / "graph.xml").stat().st_ino)
+        (folder / "graph.xml").write_text("graph")
+
+    seen = []
+    load_exported(tmp_path, "weights v1", write=write_slowly, load=str)
+
+    (folder,) = tmp_path.iterdir()
+    assert seen == [(folder / "graph.xml").stat().st_ino]
+    assert export(tmp_path) == "graph"
+    assert export.n_written == 1
+
+
 def test_where_it_cannot_be_kept_it_serves_once(export, tmp_path, caplog):
     (tmp_path / "file").write_text("no folder")
     assert export(tmp_path / "file") == "graph"

@@ -61,8 +61,13 @@ def motion_between(frame: np.ndarray, next_frame: np.ndarray) -> np.ndarray:
         (2, cells, cells) float32, rows and columns to add, as shares of the side.
     """
     cells = min(MOTION_CELLS, len(frame))
-    coarse, coarse_next = (f.reshape(cells, -1, cells, f.shape[1] // cells).mean((1, 3)) for f in (frame, next_frame))
+    coarse, coarse_next = (block_means(f, (cells, cells)) for f in (frame, next_frame))
     return optical_flow_tvl1(coarse_next, coarse) / cells
+
+
+def block_means(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """The means of (H, W) values in as many blocks of one size as `shape` says; it divides H and W."""
+    return values.reshape(shape[0], -1, shape[1], values.shape[1] // shape[1]).mean((1, 3))
 
 
 def moved_masks(masks: np.ndarray, motion: np.ndarray, limits: np.ndarray) -> np.ndarray:
@@ -164,7 +169,7 @@ def looks_of(frame: np.ndarray, embedding: np.ndarray, mask: np.ndarray) -> Look
     """How what a mask marks looks.
 
     Args:
-        frame: (H, W) intensities.
+        frame: (H', W') intensities; H and W divide H' and W'.
         embedding: (C, h, w) of the slice; h and w divide H and W.
         mask: (H, W) bool.
 
@@ -172,7 +177,7 @@ def looks_of(frame: np.ndarray, embedding: np.ndarray, mask: np.ndarray) -> Look
         The surroundings are the RING_CELLS cells of the embedding around the mask.
     """
     rows, columns = (side // cells for side, cells in zip(mask.shape, embedding.shape[1:], strict=True))
-    share = mask.reshape(embedding.shape[1], rows, embedding.shape[2], columns).mean((1, 3))
+    frame, share = block_means(frame, mask.shape), block_means(mask, embedding.shape[1:])
     ring = binary_dilation(share > 0, iterations=RING_CELLS) & (share == 0)
     means = [(embedding * weight).sum((1, 2)) for weight in (share, ring)]
     inside, outside = (mean / max(float(np.linalg.norm(mean)), 1e-8) for mean in means)

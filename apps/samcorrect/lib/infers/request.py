@@ -52,11 +52,6 @@ class PromptRequest:
     structures: tuple[Prompts, ...]
     refines_stored: bool
 
-    @property
-    def clicked_slice(self) -> int | None:
-        """The slice that a person looks at; None where a box in several slices is all there is."""
-        return self.foreground[-1][2] if self.slice_index is None and self.foreground else self.slice_index
-
 
 def parse_infer_request(request: Mapping[str, Any], *, saved_tag: str | None) -> InferRequest:
     """Parse what all infer requests share.

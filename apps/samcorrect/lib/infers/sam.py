@@ -11,7 +11,7 @@ from samcorrect.lib.errors import RequestError, UnknownLabelError
 from samcorrect.lib.infers.base import MaskTask, Segmented
 from samcorrect.lib.infers.request import InferRequest, parse_prompt_request, require_stored
 from samcorrect.lib.loop.prompted import segment_prompts
-from samcorrect.lib.loop.pseudo_label import pseudo_label_image
+from samcorrect.lib.loop.pseudo_label import image_sha256, pseudo_label_image
 from samcorrect.lib.loop.warming import warm_beside
 from samcorrect.lib.loop.workspace import Workspace
 from samcorrect.lib.store.label_names import name_indices
@@ -36,7 +36,7 @@ class SamTask(MaskTask):
             model_digest=sam.digest,
             runtime=sam.runtime,
             prompts=made.prompts,
-            info=made.info,
+            info={**made.info, "image_sha256": image_sha256(infer_request.image_path)},
         )
 
 

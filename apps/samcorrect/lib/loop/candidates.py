@@ -104,7 +104,8 @@ def find_candidates(workspace: Models, volume: Volume, image_name: str) -> list[
     ]
     key.update(f"{parts} {student.digest if student else ''}".encode())
     jitter_seed = int(key.hexdigest()[:8], 16)
-    key.update(f"{CANDIDATES_FORMAT} {sam.embedding_identity}".encode())
+    # By the spacing an image is cut and seen; a header that was put right changes the masks.
+    key.update(f"{CANDIDATES_FORMAT} {sam.embedding_identity} {np.round(volume.spacing_mm, 4)}".encode())
     path = workspace.cache_dir / "candidates" / f"{key.hexdigest()}.npz"
     known = _load(path, len(protocol.structures))
     if known is not None:

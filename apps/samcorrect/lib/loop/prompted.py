@@ -98,8 +98,10 @@ def segment_prompts(workspace: Workspace, volume: Volume, prompts: Prompts) -> n
     made = np.moveaxis(np.zeros(volume.array.shape, bool, order="F"), prompts.axis, 2)
     if prompts.spreads and prompts.start is None:
         masks = _spread(slices, prompts, marks)
-    elif prompts.spreads:
-        made[:] = prompts.start
+    elif prompts.start is not None:
+        # Where nothing is marked anew, as with a mask that is lost in SAM's frame, the earlier one stays.
+        kept = slice(None) if prompts.spreads else [number for number in by_slice if number not in masks]
+        made[:, :, kept] = prompts.start[:, :, kept]
     for number, mask in masks.items():
         made[:, :, number] = slices.to_grid(mask)
     return np.moveaxis(_with_clicks(made, prompts, by_slice), 2, prompts.axis)
@@ -167,9 +169,8 @@ def _of_slice(slices: Slices, prompts: Prompts, number: int) -> _SlicePrompts:
     flat = np.array([[*box[:2, 0], *box[:2, 1]] for box in here], dtype=np.float64).reshape(-1, 4)
     clicks = [slices.click(*p[:2], True) for p in prompts.foreground if p[2] == number]
     clicks += [slices.click(*p[:2], False) for p in prompts.background if p[2] == number]
-    start = None
-    if prompts.start is not None and prompts.start[:, :, number].any():
-        start = slices.to_frame(prompts.start[:, :, number])
+    start = None if prompts.start is None else slices.to_frame(prompts.start[:, :, number])
+    start = None if start is None or not start.any() else start
     return _SlicePrompts(slices.boxes(clip_boxes(flat, shape[:2])), tuple(dict.fromkeys(clicks)), start)
 
 
@@ -181,7 +182,7 @@ def _mark(
     marks: dict[int, Marked],
     expected: np.ndarray | None,
 ) -> Marked | None:
-    """What the prompts mark in a slice; None where only background is marked and nothing was there."""
+    """What the prompts mark in a slice; None where nothing or only background is marked and nothing was there."""
     embedding, clicks = slices.embedding(number), list(prompts.clicks)
     key = f"{slices.digest(number)} {prompts.digest} {None if expected is None else expected.tolist()}"
     carried = _carried(slices, number, marks) if not len(prompts.boxes) and prompts.start is None else None

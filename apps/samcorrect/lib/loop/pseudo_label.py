@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from samcorrect.lib.errors import ImageError, ProtocolError, SamCorrectError, Wo
 from samcorrect.lib.loop.candidates import Candidates, find_candidates, prompting_student
 from samcorrect.lib.loop.workers import ImageFunction, ImageTask, MapImages, open_workers
 from samcorrect.lib.loop.workspace import Models, Progress, Workspace, no_progress
+from samcorrect.lib.networks.exports import file_sha256
 from samcorrect.lib.store.files import write_bytes_atomically
 from samcorrect.lib.store.image_ids import log_name
 from samcorrect.lib.store.schema import TAG_ORIGINAL, ImageRow, LabelVersionRow
@@ -34,6 +35,8 @@ logger = logging.getLogger(__name__)
 MAKER = "sam:"
 COHORT_NAME = "cohort.json"
 STAGE_CANDIDATES, STAGE_CHOOSE = "SAM candidates", "pseudo-labels"
+# Behind the recipe of a label that was chosen without knowing its like.
+ALONE = " alone"
 
 
 # What is usual of each structure, where it is known.
@@ -60,7 +63,9 @@ def pseudo_label_image(workspace: Workspace, volume: Volume, image_name: str) ->
     Raises:
         ProtocolError: There is no prompt for this image.
     """
-    return _label_of(workspace, volume, image_name, _load_cohort(workspace))
+    cohort = _load_cohort(workspace)
+    made = _label_of(workspace, volume, image_name, cohort)
+    return replace(made, info={**made.info, "recipe": _recipe(workspace) + ("" if cohort else ALONE)})
 
 
 def choose_candidates(workspace: Workspace, candidates: list[Candidates]) -> list[int]:
@@ -110,7 +115,7 @@ def pseudo_label_store(
         cohort = _load_cohort(workspace)
         if cohort is None:
             # Chosen without knowing its like; a pass over the whole store chooses again.
-            recipe += " alone"
+            recipe += ALONE
         for name in _doubted(workspace, cohort):
             logger.warning(
                 "%s: SAM is surest of masks that its other prompts contradict; taking the box as given", name
@@ -134,11 +139,19 @@ def _is_missing(workspace: Workspace, label: LabelVersionRow | None, recipe: str
     """
     if label is None or not label.maker.startswith(MAKER):
         return label is None or label.is_rejected
-    return label.info["recipe"] != recipe or label.info["image_sha256"] != _file_sha256(workspace.store.image_path(row))
+    try:
+        digest = image_sha256(workspace.store.image_path(row))
+    except ImageError:
+        return True  # gone or unreadable: set aside, with its reason, when its turn comes
+    return (label.info.get("recipe"), label.info.get("image_sha256")) != (recipe, digest)
 
 
-def _file_sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def image_sha256(path: Path) -> str:
+    """SHA-256 of an image's file. Raises ImageError where it cannot be read."""
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise ImageError(f"{path.name} cannot be read: {error.strerror}") from error
 
 
 def _made(
@@ -197,7 +210,7 @@ def _make_label(models: Models, task: ImageTask, *, cohort: KnownShapes | None) 
     started = time.monotonic()
     volume = read_image(task.file)
     label = _label_of(models, volume, task.name, cohort)
-    return _Made(label, volume.affine, _file_sha256(task.file), time.monotonic() - started)
+    return _Made(label, volume.affine, image_sha256(task.file), time.monotonic() - started)
 
 
 def _save_label(workspace: Workspace, image_id: str, made: _Made, recipe: str) -> None:

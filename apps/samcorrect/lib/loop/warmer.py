@@ -5,8 +5,9 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,11 @@ class Warmer:
     The thread starts with the first job and ends with the process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, prepare: Callable[[], None] = lambda: None) -> None:
+        """`prepare` is called before the first job, in a thread of the usual priority: the threads that a runtime
+        starts once for all who ask inherit that of whoever asks first.
+        """
+        self._prepare = prepare
         self._changed = threading.Condition()
         self._jobs: dict[Hashable, Iterator[None]] = {}
         self._n_served = 0
@@ -79,6 +84,9 @@ class Warmer:
             thread.join(STOP_TIMEOUT_S)
 
     def _work(self) -> None:
+        first = threading.Thread(target=_attempt, args=(self._prepare,), name="warmer's start", daemon=True)
+        first.start()
+        first.join()
         # On Linux a priority is a thread's own, and those that it starts to multiply with inherit it.
         if sys.platform == "linux":
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
@@ -91,16 +99,16 @@ class Warmer:
                     return
                 key, steps = next(iter(self._jobs.items()))
                 self._is_working = True
-            if not _is_continued(steps):
+            if not _attempt(partial(next, steps)):
                 with self._changed:
                     if self._jobs.get(key) is steps:
                         del self._jobs[key]
 
 
-def _is_continued(steps: Iterator[None]) -> bool:
-    """Do one step; False at the end."""
+def _attempt(step: Callable[[], None]) -> bool:
+    """Do one step; False where it was the end or failed."""
     try:
-        next(steps)
+        step()
     except StopIteration:
         return False
     except Exception as error:  # the thread's end would be the end of all later work

@@ -125,8 +125,11 @@ class Workspace(Models):
         super().__init__(protocol, settings, cache_dir or store.state_dir / "cache")
         self.store = store
         self.volumes = VolumeCache(settings.volume_cache_mb * 2**20)
-        self.warmer = Warmer()
+        self.warmer = Warmer(self._start_encoder)
         self.marked = MarkedMemory()
+
+    def _start_encoder(self) -> None:
+        self.sam.encode(torch.zeros(self.sam.side_px, self.sam.side_px))
 
     def require_protocol(self) -> Protocol:
         """The protocol. Raises ProtocolError, saying where to put one, where there is none."""

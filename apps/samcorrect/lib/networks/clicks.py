@@ -1,8 +1,9 @@
-"""Clicks with a network that knows boxes alone.
+"""Clicks, also with a network that knows boxes alone.
 
 LiteMedSAM was trained with boxes; the point prompts that it has from SAM make its masks worse, even beside the true
-box. So a click never goes to the network: it becomes boxes, and SAM's own confidence and the clicks choose among their
-masks. Later clicks refine what is marked and do not start anew.
+box. So a click becomes boxes, and SAM's own confidence and the clicks choose among their masks; with a network that was
+trained with points, the mask of the clicks themselves is one more of these. Later clicks refine what is marked and do
+not start anew.
 """
 
 import threading
@@ -95,9 +96,7 @@ def mark_box(
         box: (4,) in pixels of a mask.
         mask_prompt: (side, side) bool, an earlier mask that goes to SAM with the box.
     """
-    hint = None
-    if mask_prompt is not None:
-        hint = (2 * torch.from_numpy(mask_prompt).float() - 1) * MASK_PROMPT_LOGIT
+    hint = None if mask_prompt is None else _as_logits(mask_prompt)
     logits, iou = sam.decode(embedding, boxes=box[None], mask_logits=hint)
     mask = (logits[0] > 0).numpy()
     return Marked((), box, mask, float(iou[0] * stability_scores(logits)[0]), mask)
@@ -125,7 +124,7 @@ def mark_click(
     at = np.array([click[0], click[1]])
     if expected_box is not None and (expected_box[:2] <= at).all() and (at < expected_box[2:]).all():
         boxes = np.concatenate([boxes, expected_box[None]])
-    found = list(_masks_of(sam, embedding, boxes, [click]))
+    found = [*_masks_of(sam, embedding, boxes, [click]), *_masks_of_points(sam, embedding, [click], shape_hw)]
     likely = sorted(found, key=_confidence_with_clicks, reverse=True)[:N_REDRAWN]
     redrawn = [_box_around(marked.base, shape_hw) for marked in likely if marked.base.any()]
     if redrawn:
@@ -156,7 +155,8 @@ def refine(sam: SamModel, embedding: torch.Tensor, marked: Marked, click: Click,
     if click[2]:
         boxes.append(boxes_around(clicks, shape_hw)[:N_AROUND])
     best, best_score = None, KEEP_SHARE * marked.confidence
-    for found in _masks_of(sam, embedding, np.concatenate(boxes), clicks):
+    of_points = _masks_of_points(sam, embedding, clicks, shape_hw, before=marked)
+    for found in (*of_points, *_masks_of(sam, embedding, np.concatenate(boxes), clicks)):
         score = _confidence_with_clicks(found) * click_fit(marked.mask, found.base, click)
         if score > best_score:
             best, best_score = found, score
@@ -181,3 +181,30 @@ def _masks_of(sam: SamModel, embedding: torch.Tensor, boxes: np.ndarray, clicks:
     for box, of_box, sure in zip(boxes, logits, confidence, strict=True):
         base = clicked_parts((of_box > 0).numpy(), clicks)
         yield Marked(tuple(clicks), box, base, float(sure), follow_clicks(base, clicks))
+
+
+def _masks_of_points(
+    sam: SamModel,
+    embedding: torch.Tensor,
+    clicks: Sequence[Click],
+    shape_hw: tuple[int, int],
+    *,
+    before: Marked | None = None,
+) -> Iterator[Marked]:
+    """The mask of the clicks themselves, with what was marked before as SAM's own refinement takes it; nothing from a
+    network that was not trained with points.
+    """
+    if "point" not in sam.prompts:
+        return
+    # A click is a pixel, and a point the middle of it.
+    points = [(row + 0.5, column + 0.5, is_foreground) for row, column, is_foreground in clicks]
+    hint = _as_logits(before.mask) if before is not None and "mask" in sam.prompts else None
+    logits, iou = sam.decode(embedding, points=points, mask_logits=hint)
+    base = clicked_parts((logits[0] > 0).numpy(), clicks)
+    if base.any():
+        sure = float(iou[0] * stability_scores(logits)[0])
+        yield Marked(tuple(clicks), _box_around(base, shape_hw), base, sure, follow_clicks(base, clicks))
+
+
+def _as_logits(mask: np.ndarray) -> torch.Tensor:
+    return (2 * torch.from_numpy(mask).float() - 1) * MASK_PROMPT_LOGIT

@@ -5,6 +5,7 @@ import io
 import logging
 import os
 import threading
+import zlib
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,10 +25,12 @@ SCAN_SHARE = 0.05
 KEPT_SHARE = 0.9
 # Threads that want one slice take turns; more locks, fewer that wait for another slice.
 N_LOCKS = 64
+# CRC-32: it tells damage, not malice, and takes less than a millisecond a slice.
+CHECKSUM_BYTES = 4
 
 
 class EmbeddingCache:
-    """A folder of float16 arrays named by image content, weights, preprocessing and runtime.
+    """A folder of float16 arrays named by image content, weights, preprocessing and runtime, each with a checksum.
 
     Threads and processes may share it: files appear and vanish in one step, and what vanished is encoded anew.
     """
@@ -56,14 +59,12 @@ class EmbeddingCache:
         path = self._folder / digest.hexdigest()[:2] / f"{digest.hexdigest()}.npy"
         # The next slice of the caller may have the same lock, so none is held while waiting for another.
         with self._locks[digest.digest()[-1] % N_LOCKS]:
-            try:
-                array = np.load(path, allow_pickle=False)
-            except (OSError, ValueError, EOFError):
-                embedding = sam.encode(frame)
-            else:
+            array = _read(path)
+            if array is not None:
                 with suppress(OSError):  # dropped meanwhile, or on a disk that is only read
                     os.utime(path)
                 return torch.from_numpy(array)
+            embedding = sam.encode(frame)
             added_bytes = self._keep(path, embedding.numpy())
         with self._size_lock:
             self._evict(added_bytes)
@@ -75,6 +76,7 @@ class EmbeddingCache:
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         buffer = io.BytesIO()
         np.save(buffer, array)
+        buffer.write(_checksum(buffer.getbuffer()))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_bytes(buffer.getbuffer())
@@ -116,3 +118,17 @@ class EmbeddingCache:
                 stat = path.stat()
                 files.append((stat.st_mtime, stat.st_size, path))
         return files
+
+
+def _read(path: Path) -> np.ndarray | None:
+    """The array of a file; None where there is none, or it is not what was written (a power cut leaves zeros)."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    array, checksum = memoryview(content)[:-CHECKSUM_BYTES], content[-CHECKSUM_BYTES:]
+    return np.load(io.BytesIO(array), allow_pickle=False) if _checksum(array) == checksum else None
+
+
+def _checksum(content: memoryview) -> bytes:
+    return zlib.crc32(content).to_bytes(CHECKSUM_BYTES, "little")

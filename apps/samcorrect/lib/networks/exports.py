@@ -55,9 +55,9 @@ def _export(
         write(made)
         (made / SUMS_NAME).write_text(json.dumps(_sums(made)), encoding="utf-8")
         loaded = load(made)
-        if kept is not None:
+        # Another process that was faster may have put the same there, and others may be reading it.
+        if kept is not None and not _is_whole(kept):
             shutil.rmtree(kept, ignore_errors=True)
-            # Another process that was faster put the same there.
             with suppress(OSError):
                 os.replace(made, kept)
     return loaded
