@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from samcorrect.lib.core.calibration import MIN_APPROVED, PRIOR_MIN_HALF_WIDTH, expect_dice, prior_expected_dice
+from samcorrect.lib.core.calibration import (
+    MIN_APPROVED,
+    PRIOR_MIN_HALF_WIDTH,
+    each_of_its_kind,
+    expect_dice,
+    prior_expected_dice,
+)
 
 NAN = float("nan")
 
@@ -78,7 +84,7 @@ def test_nine_approved_labels_that_agree_with_the_prior_leave_it_where_it_is():
     # y = x exactly, so the line is the identity, every residual is 0, and the interval has no width.
     np.testing.assert_allclose(expected.mean, dice, atol=1e-6)
     np.testing.assert_allclose(expected.low, dice, atol=1e-6)
-    assert expected.n_approved == 9
+    assert (expected.n_approved == 9).all()
 
 
 def test_labels_twice_as_bad_as_their_peers_say_are_expected_to_be_nearly_so():
@@ -100,14 +106,15 @@ def test_below_nine_approvals_and_with_undefined_ones_the_prior_stands():
     expected, prior = expect_dice(scores, peer_dice, approved, dice), prior_expected_dice(scores, peer_dice)
 
     np.testing.assert_array_equal(expected.low, prior.low)
-    assert expected.n_approved == prior.n_approved == 0
+    assert not expected.n_approved.any()
+    assert not prior.n_approved.any()
 
 
 def test_approved_labels_say_nothing_where_no_label_has_a_peer():
     nothing = np.full(3, NAN)
     expected = expect_dice(np.array([0.2, 0.5, 0.8]), nothing, np.linspace(0, 1, 20), np.linspace(0, 1, 20))
     assert np.isnan(expected.mean).all()
-    assert expected.n_approved == 0
+    assert not expected.n_approved.any()
 
 
 def test_labels_that_were_approved_as_they_were_are_expected_to_be_right_up_to_what_readers_differ_by():
@@ -152,3 +159,17 @@ def test_the_calibrated_expectation_never_falls_as_the_score_rises(rng):
     assert (np.diff(expected.mean[np.argsort(scores)]) >= -1e-12).all()
     assert ((expected.low <= expected.mean) & (expected.mean <= expected.high)).all()
     assert ((expected.low >= 0) & (expected.high <= 1)).all()
+
+
+def test_labels_of_two_kinds_get_what_is_said_of_theirs():
+    scores = np.linspace(0.5, 0.95, 12)
+    calibrated, prior = expect_dice(scores, scores, scores, scores), prior_expected_dice(scores, scores)
+    is_other = np.arange(12) % 2 == 1
+
+    told = each_of_its_kind(is_other, calibrated, prior)
+
+    for name in ("mean", "low", "high", "n_approved"):
+        values, one, other = (getattr(expected, name) for expected in (told, calibrated, prior))
+        np.testing.assert_array_equal(values[~is_other], one[~is_other])
+        np.testing.assert_array_equal(values[is_other], other[is_other])
+    assert told.n_approved.tolist() == [12, 0] * 6

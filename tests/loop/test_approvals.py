@@ -25,8 +25,8 @@ def live(phantom_workspace, tmp_path):
     workspace = phantom_workspace()
     ledger = workspace.store.ledger
 
-    def one(image_id: str, why: str | None, n_rows: int, score: float | None = 0.5):
-        made = workspace.store.save_label_map(image_id, label_of(4), tag="original", maker="sam", affine=LPS_TO_RAS)
+    def one(image_id: str, why: str | None, n_rows: int, score: float | None = 0.5, tag: str = "original"):
+        made = workspace.store.save_label_map(image_id, label_of(4), tag=tag, maker="sam", affine=LPS_TO_RAS)
         if score is not None:
             rows = [
                 QualityRow(label_version_id=made.id, structure_index=i, score=score, created_at=1.0) for i in (0, 7)
@@ -50,6 +50,14 @@ def test_labels_served_at_random_count_with_the_score_they_had(live):
     np.testing.assert_allclose(right.dice, [1.0, 0.8])
     np.testing.assert_array_equal(left.scores, [np.nan, np.nan])
     np.testing.assert_allclose(left.dice, [1.0, 1.0])
+
+
+def test_labels_that_had_been_corrected_are_told_apart(live):
+    workspace, one = live
+    one("case0", WHY_AUDIT, 4)
+    one("case1", WHY_AUDIT, 6, tag="corrected")
+    right, left = approved_pairs(workspace)
+    assert right.is_corrected.tolist() == left.is_corrected.tolist() == [False, True]
 
 
 def test_labels_served_worst_first_imported_or_never_scored_do_not_count(live):

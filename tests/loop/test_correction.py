@@ -13,6 +13,7 @@ from samcorrect.lib.loop.cohort import best_labels, load_cohort
 from samcorrect.lib.loop.corrected_labels import Correction, correct_image, known_ceiling, save_correction
 from samcorrect.lib.loop.correction import (
     STUDENT,
+    correct_cohort,
     correct_store,
     disputed_pixels,
     flag_ceiling,
@@ -20,7 +21,7 @@ from samcorrect.lib.loop.correction import (
 )
 from samcorrect.lib.loop.rounds import posterior_after
 from samcorrect.lib.loop.scoring import score_cohort
-from samcorrect.lib.loop.students import trusted_only
+from samcorrect.lib.loop.students import train_on, trusted_only
 
 
 @pytest.mark.slow
@@ -147,6 +148,28 @@ def test_a_store_that_was_corrected_is_corrected_again_under_the_same_line(label
     assert lines[0] is None
     assert max(lines[1]) > 0
     assert lines[1] == known_ceiling(load_cohort(workspace, best_labels(workspace)))
+
+
+def test_what_the_gate_holds_out_teaches_no_corrector(labelled, monkeypatch):
+    workspace = labelled(shares_trainings=False, student_steps=1)
+    cohort = load_cohort(workspace, best_labels(workspace))
+    scores = score_cohort(workspace, cohort, seed=0)
+    workspace.store.ledger.hold_out({"case3", "case8"})
+    taught_by = []
+
+    def seen(workspace, cohort, numbers, **given):
+        taught_by.append(numbers.tolist())
+        return train_on(workspace, cohort, numbers, **given)
+
+    monkeypatch.setattr(correction, "train_on", seen)
+    features = [{**of, "peer_dice": np.full(10, 0.9)} for of in scores.features]
+    flagged = np.zeros((10, 2), bool)
+    flagged[2] = True
+
+    correct_cohort(workspace, cohort, replace(scores, features=features), flagged, seed=0)
+
+    assert len(taught_by) == 2
+    assert not {3, 8} & {number for numbers in taught_by for number in numbers}
 
 
 def test_only_what_was_replaced_gets_the_judges_word(labelled):

@@ -44,6 +44,17 @@ def test_two_pairs_are_trained_and_without_prompts_nothing_is_chosen(labelled):
     assert peers.is_judge.all()
 
 
+def test_what_the_gate_holds_out_teaches_no_peer(labelled):
+    workspace = labelled(shares_trainings=False, student_steps=1)
+    cohort = load_cohort(workspace, best_labels(workspace))
+    workspace.store.ledger.hold_out({"case0", "case7"})
+
+    peers = learn_peers(workspace, cohort, [None] * 10, seed=0)
+
+    learnt = [set(first.image_ids) | set(second.image_ids) for first, second in peers.pairs]
+    assert learnt == [{image.id for image in cohort.images} - {"case0", "case7"}] * 2
+
+
 def test_students_that_know_nothing_do_not_choose(labelled):
     workspace = labelled(shares_trainings=False, student_steps=1, is_bad=lambda _: False)
     cohort = load_cohort(workspace, best_labels(workspace))

@@ -109,6 +109,21 @@ def test_a_label_that_is_entered_again_unchanged_scores_as_it_did(labelled):
             assert new[-2] == pytest.approx(old[-2], abs=1e-4)
 
 
+def test_small_changes_add_up_to_a_full_scoring(labelled):
+    workspace = labelled(**FEW)
+    score_store(workspace)
+    for image_id in ("case1", "case4", "case7"):
+        change(workspace, image_id, 5)
+        assert not score_store(workspace)["is_full"]
+    change(workspace, "case1", 5)  # the same image once more: no further label that the peers did not learn
+    assert not score_store(workspace)["is_full"]
+    change(workspace, "case8", 5)
+    assert score_store(workspace)["is_full"]
+    # From here on the peers have learnt all of them.
+    change(workspace, "case2", 5)
+    assert not score_store(workspace)["is_full"]
+
+
 def test_more_changes_than_the_share_are_a_full_scoring(labelled):
     workspace = labelled(**FEW)
     score_store(workspace)

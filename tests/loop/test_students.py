@@ -82,6 +82,28 @@ def test_the_images_of_one_patients_folder_are_never_in_both_folds():
     assert not first & second
 
 
+def test_four_folders_are_patients():
+    folds = split_cases([name for name in "abcd" for _ in range(3)], seed=0)
+    cases = [{"abcd"[number // 3] for number in fold} for fold in folds]
+    assert [len(of) for of in cases] == [2, 2]
+    assert not cases[0] & cases[1]
+
+
+def test_what_is_held_out_is_predicted_and_teaches_nobody(cohort_of):
+    workspace, cohort = cohort_of()
+    workspace = workspace.with_settings(student_steps=3)
+    fold_a, fold_b = split_cases([image.case_id for image in cohort.images], seed=3)
+    is_held_out = np.zeros(len(cohort), bool)
+    is_held_out[fold_a[:2]] = is_held_out[fold_b] = True
+
+    probs, pair = out_of_fold_probs(workspace, cohort, seed=3, is_held_out=is_held_out)
+
+    learnt = [{cohort.images[number].id for number in numbers} for numbers in (fold_a[2:], fold_b)]
+    # Of the second fold nothing else is left.
+    assert [set(student.image_ids) for student in pair] == learnt
+    assert torch.allclose(probs.sum(1), torch.ones(1), atol=1e-4)
+
+
 def test_two_folders_of_images_are_a_way_of_keeping_files_and_no_patients():
     folds = split_cases([site for site in "ab" for _ in range(6)], seed=0)
     assert [len(fold) for fold in folds] == [6, 6]

@@ -24,13 +24,13 @@ class ExpectedDice:
     Attributes:
         mean: The expectation (calibrated, it is the median).
         low, high: The bounds.
-        n_approved: Approved labels that it was calibrated with; 0 means that it is a prior.
+        n_approved: (N,) int, approved labels that each was calibrated with; 0 means that it is a prior.
     """
 
     mean: np.ndarray
     low: np.ndarray
     high: np.ndarray
-    n_approved: int = 0
+    n_approved: np.ndarray
 
 
 def expect_dice(
@@ -56,6 +56,12 @@ def expect_dice(
     return _calibrate(prior.mean, at_approved, approved_dice[known])
 
 
+def each_of_its_kind(kinds: np.ndarray, one: ExpectedDice, other: ExpectedDice) -> ExpectedDice:
+    """Of the labels of which (N,) bool `kinds` is false what `one` says, of the others what `other` does."""
+    pairs = ((one.mean, other.mean), (one.low, other.low), (one.high, other.high), (one.n_approved, other.n_approved))
+    return ExpectedDice(*(np.where(kinds, b, a) for a, b in pairs))
+
+
 def prior_expected_dice(scores: np.ndarray, peer_dice: np.ndarray) -> ExpectedDice:
     """What the score says of the Dice as long as too few approved labels can calibrate it.
 
@@ -72,9 +78,10 @@ def prior_expected_dice(scores: np.ndarray, peer_dice: np.ndarray) -> ExpectedDi
     mean = _prior_mean(scores, scores, peer_dice)
     both = np.isfinite(scores) & np.isfinite(peer_dice)
     if not both.any():
-        return ExpectedDice(mean, mean.copy(), mean.copy())
+        return ExpectedDice(mean, mean.copy(), mean.copy(), np.zeros(mean.shape, int))
     half_width = max(PRIOR_MIN_HALF_WIDTH, Z_90 * float(np.std(peer_dice[both] - mean[both])))
-    return ExpectedDice(mean, np.clip(mean - half_width, 0, 1), np.clip(mean + half_width, 0, 1))
+    low, high = np.clip(mean - half_width, 0, 1), np.clip(mean + half_width, 0, 1)
+    return ExpectedDice(mean, low, high, np.zeros(mean.shape, int))
 
 
 def _prior_mean(at: np.ndarray, scores: np.ndarray, peer_dice: np.ndarray) -> np.ndarray:
@@ -107,7 +114,7 @@ def _calibrate(prior_mean: np.ndarray, prior_at_approved: np.ndarray, approved_d
     mean, low, high = (1 - np.exp(line + shift) for shift in (0.0, bound, -bound))
     # An error below what readers differ by can be nothing at all.
     high = np.where(high >= 1 - MIN_ERROR, 1.0, high)
-    return ExpectedDice(*(np.clip(values, 0, 1) for values in (mean, low, high)), n_approved=n)
+    return ExpectedDice(*(np.clip(values, 0, 1) for values in (mean, low, high)), np.full(mean.shape, n))
 
 
 def _left_out_residual(x: np.ndarray, y: np.ndarray, number: int) -> float:

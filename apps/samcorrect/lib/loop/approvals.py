@@ -7,15 +7,18 @@ import numpy as np
 from samcorrect.lib.core.metrics import dice
 from samcorrect.lib.core.selection import WHYS_AT_RANDOM
 from samcorrect.lib.loop.workspace import Workspace
-from samcorrect.lib.store.schema import TAG_FINAL, LabelVersionRow
+from samcorrect.lib.store.schema import TAG_CORRECTED, TAG_FINAL, LabelVersionRow
 
 
 @dataclass(frozen=True)
 class ApprovedPairs:
-    """Of n labels of one structure: their score, and their Dice with what a person submitted; (n,), nan unknown."""
+    """Of n labels of one structure: their score, their Dice with what a person submitted, and whether they had been
+    corrected before; (n,), nan unknown.
+    """
 
     scores: np.ndarray
     dice: np.ndarray
+    is_corrected: np.ndarray
 
 
 def audit_finals(workspace: Workspace) -> list[LabelVersionRow]:
@@ -33,7 +36,7 @@ def approved_pairs(workspace: Workspace) -> list[ApprovedPairs]:
     Those that the promotion gate holds out are among them, since nothing is trained here.
     """
     store, indices = workspace.store, workspace.require_protocol().indices
-    told = []
+    told, is_corrected = [], []
     for final in audit_finals(workspace):
         if final.parent_id is None:
             continue
@@ -42,6 +45,7 @@ def approved_pairs(workspace: Workspace) -> list[ApprovedPairs]:
         if before.tag == TAG_FINAL or not quality:
             continue
         masks = store.read_label(before), store.read_label(final)
+        is_corrected.append(before.tag == TAG_CORRECTED)
         told.append([(quality[i].score if i in quality else None, dice(*(m == i for m in masks))) for i in indices])
     pairs = np.array(told, dtype=np.float64).reshape(-1, len(indices), 2)
-    return [ApprovedPairs(pairs[:, k, 0], pairs[:, k, 1]) for k in range(len(indices))]
+    return [ApprovedPairs(pairs[:, k, 0], pairs[:, k, 1], np.array(is_corrected, bool)) for k in range(len(indices))]

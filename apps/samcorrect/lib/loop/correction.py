@@ -18,6 +18,7 @@ from samcorrect.lib.core.pseudo_label import merge_structures
 from samcorrect.lib.core.reweighting import below_better_half
 from samcorrect.lib.loop.cohort import Cohort, best_labels, load_cohort
 from samcorrect.lib.loop.corrected_labels import Correction, known_ceiling, save_correction
+from samcorrect.lib.loop.promotion import hold_out_cases
 from samcorrect.lib.loop.rescoring import score_store
 from samcorrect.lib.loop.scoring import Scores, score_cohort, write_scores
 from samcorrect.lib.loop.second_choice import choose_again, usual_areas, with_choices
@@ -161,6 +162,7 @@ def _corrector_probs(
 ) -> torch.Tensor | None:
     """(N, K + 1, side, side) of students of the labels that are trusted; None where these are too few."""
     sampling, weights = trusted_only(cohort, scores.peer_probs, untrusted)
+    sampling[hold_out_cases(workspace, cohort)] = 0
     if (sampling > 0).sum() < 2:
         return None
     correctors = [

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 CONTEXT_NAME = "peers.npz"
 # Raised whenever features or the file change.
-CONTEXT_FORMAT = 1
+CONTEXT_FORMAT = 2
 # Settings that change what peers learn or how their words are weighed.
 KEY_SETTINGS = (
     "preset",
@@ -48,6 +48,7 @@ class PeerContext:
     Attributes:
         pairs: Their files and what each learnt.
         is_judge: (K,) bool, as in `Peers`.
+        taught_ids: The label versions that there were when the pairs were taught.
         label_ids: (n,) the label versions that were scored.
         forms: (n, K, 4) of each the measures of its form.
         doubtful: The structures whose labels are contradicted as a whole.
@@ -55,6 +56,7 @@ class PeerContext:
 
     pairs: tuple[Pair, ...]
     is_judge: np.ndarray
+    taught_ids: frozenset[int]
     label_ids: np.ndarray
     forms: np.ndarray
     doubtful: tuple[str, ...]
@@ -103,6 +105,7 @@ def write_context(workspace: Workspace, context: PeerContext) -> None:
         buffer,
         told=np.array(json.dumps(told)),
         is_judge=context.is_judge,
+        taught_ids=np.array(sorted(context.taught_ids), dtype=np.int64),
         label_ids=context.label_ids,
         forms=context.forms,
     )
@@ -133,6 +136,7 @@ def read_context(workspace: Workspace) -> tuple[PeerContext, ContextPeers] | Non
             context = PeerContext(
                 pairs=tuple(_read_pair(pair) for pair in told["pairs"]),
                 is_judge=arrays["is_judge"],
+                taught_ids=frozenset(arrays["taught_ids"].tolist()),
                 label_ids=arrays["label_ids"],
                 forms=arrays["forms"],
                 doubtful=tuple(told["doubtful"]),

@@ -4,8 +4,9 @@ The first pair learns the labels (where SAM made one, SAM's chosen candidate). W
 another candidate, teaches the second pair, and of that only the better half of each fold: a student of the better half
 knows the truth better than one of all labels. Where students know a structure less well than SAM's prompts agree on it
 (few images, objects that look different in each), they do not choose, unless SAM's own confidence contradicts its
-prompts. No student ever learns from an image that it judges; which images of the other fold teach the second pair does
-depend on the first, which learnt the judged one.
+prompts. What the promotion gate holds out is judged and teaches nobody: it would come back in the labels that its
+candidates learn. No student ever learns from an image that it judges; which images of the other fold teach the second
+pair does depend on the first, which learnt the judged one.
 """
 
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from samcorrect.lib.core.pseudo_label import choose_by_peer, is_confidence_belie
 from samcorrect.lib.core.quality import prompt_agreement
 from samcorrect.lib.loop.cohort import Cohort
 from samcorrect.lib.loop.frame_candidates import CohortCandidates
+from samcorrect.lib.loop.promotion import hold_out_cases
 from samcorrect.lib.loop.pseudo_label import MAKER
 from samcorrect.lib.loop.students import Pair, out_of_fold_probs, split_cases, trusted_only
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
@@ -58,8 +60,8 @@ def learn_peers(
     progress: Progress = no_progress,
 ) -> Peers:
     """Train both pairs of students on two folds by patient and let each predict the other's fold."""
-    taught = replace(cohort, targets=_first_targets(cohort, candidates))
-    first, first_pair = out_of_fold_probs(workspace, taught, seed=seed, progress=progress)
+    taught, is_held_out = replace(cohort, targets=_first_targets(cohort, candidates)), hold_out_cases(workspace, cohort)
+    first, first_pair = out_of_fold_probs(workspace, taught, seed=seed, is_held_out=is_held_out, progress=progress)
     chosen = compare_with_peers(taught, candidates, first, progress).chosen
     taught, agreement = _second_targets(taught, candidates, first, chosen)
     untrusted = np.zeros(agreement.shape, bool)
@@ -75,6 +77,7 @@ def learn_peers(
         name="second out-of-fold student",
         sampling=sampling,
         weights=weights,
+        is_held_out=is_held_out,
         progress=progress,
     )
     peers = compare_with_peers(taught, candidates, (first + second) / 2, progress)

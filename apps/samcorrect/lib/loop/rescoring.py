@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -38,8 +39,8 @@ Qualities = dict[int, dict[int, QualityRow]]
 def score_store(workspace: Workspace, *, full: bool = False, progress: Progress = no_progress) -> dict[str, Any]:
     """Score the best label of every image and write the scores to the ledger.
 
-    Where at most MAX_CHANGED_SHARE of the labels (10%) are new since the last scoring, only those are scored, by the
-    peers of that one; beyond it peers are taught anew, and every label is scored.
+    Where at most MAX_CHANGED_SHARE of the labels (10%) are new since peers were taught, only what is new since the last
+    scoring is scored, by those peers; beyond it peers are taught anew, and every label is scored.
 
     Args:
         workspace: With a protocol.
@@ -81,7 +82,8 @@ def _score_changed(
     context, judges = found
     known = workspace.store.ledger.scored_labels() & set(context.label_ids.tolist())
     changed = {image_id: label for image_id, label in labels.items() if label.id not in known}
-    if not labels or len(changed) > MAX_CHANGED_SHARE * len(labels):
+    n_untaught = sum(label.id not in context.taught_ids for label in labels.values())
+    if not labels or max(n_untaught, len(changed)) > MAX_CHANGED_SHARE * len(labels):
         return None
     cohort = _read_changed(workspace, changed, progress) if changed else None
     doubtful = context.doubtful
@@ -130,13 +132,13 @@ def _rescore(
     values = fuse_structures(features, context.is_judge)
     # What is not scored again keeps its score.
     values[:n_old] = stored["score"]
-    expected = expect_structures(workspace, values, features)
+    expected = expect_structures(workspace, values, features, everyone)
     scores = finish_scores(cohort.config.names, is_approved, values, expected, features)
     _refresh_expected(workspace, unchanged, qualities, scores, cohort.config.indices)
     write_quality(workspace, everyone, scores, np.arange(n_old, len(everyone)))
     doubtful = scores.doubtful(cohort.config.names)
     label_ids = np.array([label.id for label in everyone])
-    write_context(workspace, PeerContext(context.pairs, context.is_judge, label_ids, all_forms, doubtful))
+    write_context(workspace, replace(context, label_ids=label_ids, forms=all_forms, doubtful=doubtful))
     logger.info("%d of %d labels scored again", len(cohort), len(everyone))
     return doubtful
 
@@ -168,7 +170,7 @@ def _refresh_expected(
         rows = qualities[label.id]
         worst = worst_structure(scores.structure_scores[number])
         for index, k in ((0, worst), *((index, k) for k, index in enumerate(indices))):
-            if index in rows and rows[index].n_approved != scores.expected[k].n_approved:
+            if index in rows and rows[index].n_approved != scores.expected[k].n_approved[number]:
                 changes.append({"id": rows[index].id, **_expected_columns(scores.expected[k], number)})
     if changes:
         workspace.store.ledger.update_expected_dice(changes)
@@ -179,5 +181,5 @@ def _expected_columns(expected: ExpectedDice, number: int) -> dict[str, Any]:
         "expected_dice": rounded(expected.mean[number]),
         "expected_dice_low": rounded(expected.low[number]),
         "expected_dice_high": rounded(expected.high[number]),
-        "n_approved": expected.n_approved,
+        "n_approved": int(expected.n_approved[number]),
     }

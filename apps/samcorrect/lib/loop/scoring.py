@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from samcorrect.lib.core.calibration import ExpectedDice, expect_dice
+from samcorrect.lib.core.calibration import ExpectedDice, each_of_its_kind, expect_dice
 from samcorrect.lib.core.fusion import fuse_features
 from samcorrect.lib.core.losses import cross_entropy_map
 from samcorrect.lib.core.metrics import rounded
@@ -34,7 +34,7 @@ from samcorrect.lib.loop.peer_context import PeerContext, drop_context, write_co
 from samcorrect.lib.loop.peers import Peers, learn_peers
 from samcorrect.lib.loop.students import Trained, predict_cohort, train_on
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
-from samcorrect.lib.store.schema import LabelVersionRow, QualityRow
+from samcorrect.lib.store.schema import TAG_CORRECTED, LabelVersionRow, QualityRow
 
 STAGE_SCORE = "scoring labels"
 # Below this two folds of students learn nothing; the score then rests on the prompts alone and says so.
@@ -115,7 +115,7 @@ def score_cohort(workspace: Workspace, cohort: Cohort, *, seed: int, progress: P
     columns, forms = measure_labels(cohort, candidates, peers, progress=progress)
     features = with_typicality(columns, forms)
     fused = fuse_structures(features, None if peers is None else peers.is_judge)
-    expected = expect_structures(workspace, fused, features)
+    expected = expect_structures(workspace, fused, features, cohort.labels)
     scores = finish_scores(cohort.config.names, cohort.is_approved, fused, expected, features)
     if peers is None:
         return replace(scores, forms=forms)
@@ -128,13 +128,22 @@ def fuse_structures(features: list[dict[str, np.ndarray]], is_judge: np.ndarray 
 
 
 def expect_structures(
-    workspace: Workspace, values: np.ndarray, features: list[dict[str, np.ndarray]]
+    workspace: Workspace, values: np.ndarray, features: list[dict[str, np.ndarray]], labels: Sequence[LabelVersionRow]
 ) -> list[ExpectedDice]:
-    """Of each structure, what (n, K) scores and the approvals until now say of the Dice."""
-    return [
-        expect_dice(values[:, k], features[k]["peer_dice"], approved.scores, approved.dice)
-        for k, approved in enumerate(approved_pairs(workspace))
-    ]
+    """Of each structure, what (n, K) scores and the approvals until now say of the Dice of the n labels.
+
+    A label that was corrected is calibrated by approvals of corrected labels alone, and one that was not by the others:
+    students made the first agree with students, so that one score does not mean the same of both.
+    """
+    is_corrected = np.array([label.tag == TAG_CORRECTED for label in labels])
+    told = []
+    for k, approved in enumerate(approved_pairs(workspace)):
+        kinds = [
+            expect_dice(values[:, k], features[k]["peer_dice"], approved.scores[of_kind], approved.dice[of_kind])
+            for of_kind in (~approved.is_corrected, approved.is_corrected)
+        ]
+        told.append(each_of_its_kind(is_corrected, *kinds))
+    return told
 
 
 def _fuse(features: dict[str, np.ndarray], has_judge: bool) -> np.ndarray:
@@ -215,8 +224,10 @@ def write_scores(workspace: Workspace, cohort: Cohort, scores: Scores) -> None:
     if scores.peers is not None:
         label_ids = np.array([label.id for label in cohort.labels])
         doubtful = scores.doubtful(cohort.config.names)
+        taught_ids = frozenset(label_ids.tolist())
+        peers = scores.peers
         write_context(
-            workspace, PeerContext(scores.peers.pairs, scores.peers.is_judge, label_ids, scores.forms, doubtful)
+            workspace, PeerContext(peers.pairs, peers.is_judge, taught_ids, label_ids, scores.forms, doubtful)
         )
 
 
@@ -276,7 +287,8 @@ def _score_by_loss(workspace: Workspace, cohort: Cohort, *, seed: int, progress:
     losses = cross_entropy_map(probs.clamp(min=1e-7).log(), cohort.targets)
     image_scores = np.array([float(torch.exp(-losses[span].mean())) for span in cohort.spans])
     fused = np.repeat(image_scores[:, None], cohort.n_structures, 1)
-    expected = [ExpectedDice(*(np.full(len(cohort), np.nan) for _ in range(3))) for _ in range(cohort.n_structures)]
+    nothing = ExpectedDice(*(np.full(len(cohort), np.nan) for _ in range(3)), np.zeros(len(cohort), int))
+    expected = [nothing] * cohort.n_structures
     features: list[dict[str, np.ndarray]] = [{} for _ in range(cohort.n_structures)]
     scores = finish_scores(cohort.config.names, cohort.is_approved, fused, expected, features)
     return replace(scores, peer_probs=probs, trained=trained)
@@ -316,7 +328,7 @@ def _quality_row(
         expected_dice_low=rounded(expected.low[number]),
         expected_dice_high=rounded(expected.high[number]),
         posterior_good=rounded(scores.posterior[number, k]),
-        n_approved=expected.n_approved,
+        n_approved=int(expected.n_approved[number]),
         features={name: rounded(values[number]) for name, values in scores.features[k].items()},
         reasons=reasons,
         created_at=now,

@@ -28,8 +28,8 @@ from samcorrect.lib.networks.training import TrainingData, WeighBatch, train_net
 
 # Fold seeds and student seeds are drawn apart so that no two trainings of a round share their batches.
 SEED_STRIDE = 1000
-# With fewer subfolders than this they are no patients, but a way of keeping files.
-MIN_CASES = 8
+# With fewer subfolders than this they are no patients, but a way of keeping files, as one for each hospital.
+MIN_CASES = 4
 # Around a label that is not trusted this many pixels of the frame are ignored in training.
 IGNORED_MARGIN_PX = 4
 # Early stop: the share of the trusted cases of a training that it holds out, and how many images it takes to do so.
@@ -248,6 +248,7 @@ def out_of_fold_probs(
     targets: torch.Tensor | None = None,
     sampling: np.ndarray | None = None,
     weights: torch.Tensor | None = None,
+    is_held_out: np.ndarray | None = None,
     progress: Progress = no_progress,
 ) -> tuple[torch.Tensor, Pair]:
     """Probabilities for every slice from a student that never saw its case: two folds, each predicts the other.
@@ -261,6 +262,7 @@ def out_of_fold_probs(
         name: Shown in the progress, with A or B.
         seed_offset: Another training on the same folds takes another one.
         targets, sampling, weights: As in `train_on`.
+        is_held_out: (n,) bool, images that are predicted and teach nobody, unless a fold has no others.
         progress: Told about each step.
 
     Returns:
@@ -270,7 +272,9 @@ def out_of_fold_probs(
     folds = split_cases(case_ids, seed=seed)
     students = []
     probs = torch.zeros(len(cohort.frames), cohort.n_structures + 1, *cohort.frames.shape[1:])
-    for number, (learnt, predicted) in enumerate([folds, folds[::-1]]):
+    for number, (fold, predicted) in enumerate([folds, folds[::-1]]):
+        teachers = fold if is_held_out is None else fold[~is_held_out[fold]]
+        learnt = teachers if len(teachers) else fold
         trained = train_on(
             workspace,
             cohort,
