@@ -18,7 +18,8 @@ def list_models(workspace: Workspace) -> None:
     for entry in known_models(workspace.store.state_dir).values():
         used = "*" if entry.name == workspace.settings.sam_model else " "
         is_here = entry.weights is not None and entry.weights.is_file()
-        where = "weights are here" if is_here else f"samcorrect models add {entry.name}"
+        by_hand = "" if entry.sha256 else " --weights FILE"
+        where = "weights are here" if is_here else f"samcorrect models add {entry.name}{by_hand}"
         prompts = ", ".join(ARCHITECTURES[entry.architecture].prompts)
         print(f"{used} {entry.name:14s}  {entry.architecture:12s}  {entry.licence:12s}  {prompts:16s}  {where}")
 

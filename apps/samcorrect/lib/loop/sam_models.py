@@ -131,7 +131,10 @@ def _described(
     if weights is None and url is None:
         raise SettingsError(f"--weights is missing: a file, or an http(s) URL, of {name}")
     if sha256 is None and (weights is None or "://" in weights):
-        raise SettingsError(f"--sha256 is missing: {url} is fetched only when it is known what must come")
+        raise SettingsError(
+            f"--sha256 is missing: {url} is fetched only when it is known what must come. Or fetch it by hand and give "
+            "--weights FILE"
+        )
     return SamEntry(name, architecture, licence, sha256, url)
 
 
