@@ -243,16 +243,16 @@ def test_outline_ratio_by_hand():
 @pytest.mark.parametrize(
     ("peers", "prompts", "edges", "expected"),
     [
-        ([0.7, 0.7, 0.9], [0.7, 0.7, 0.7], [0.6, 0.6, 0.6], ("peer_dice", "prompt_agreement")),
+        ([0.7, 0.7, 0.9], [0.7, 0.7, 0.7], [0.6, 0.6, 0.6], ("present_peer_dice", "prompt_agreement")),
         ([0.7, 0.7, 0.9], [0.9, 0.9, NAN], [0.6, 0.6, 0.6], ()),
         ([0.9, 0.9, 0.9], [0.9, 0.9, NAN], [0.4, 0.4, 0.4], ()),
-        ([0.7, 0.7, NAN], [NAN, NAN, NAN], [0.6, 0.6, 0.6], ("peer_dice",)),
+        ([0.7, 0.7, NAN], [NAN, NAN, NAN], [0.6, 0.6, 0.6], ("present_peer_dice",)),
         ([NAN, NAN, NAN], [NAN, NAN, NAN], [NAN, NAN, NAN], ()),
     ],
     ids=["two of three", "one of three", "the image alone", "one of two", "nobody knows anything"],
 )
 def test_a_structure_is_doubtful_where_half_of_the_witnesses_stand_against_it(peers, prompts, edges, expected):
-    features = {"peer_dice": peers, "prompt_agreement": prompts, "edge_contrast": edges, "stability": [0.1] * 3}
+    features = {"present_peer_dice": peers, "prompt_agreement": prompts, "edge_contrast": edges, "stability": [0.1] * 3}
 
     assert structure_doubts({name: np.array(values) for name, values in features.items()}) == expected
 

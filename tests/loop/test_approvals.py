@@ -52,6 +52,22 @@ def test_labels_served_at_random_count_with_the_score_they_had(live):
     np.testing.assert_allclose(left.dice, [1.0, 1.0])
 
 
+def test_an_empty_label_that_a_person_agrees_with_is_a_right_one(live):
+    workspace, one = live
+    one("case0", WHY_AUDIT, 0)
+    right, _ = approved_pairs(workspace)
+    np.testing.assert_allclose(right.dice, [0])
+    empty = np.zeros(SHAPE, np.uint8)
+    made = workspace.store.save_label_map("case1", empty, tag="original", maker="sam", affine=LPS_TO_RAS)
+    workspace.store.ledger.set_quality(
+        made.id, [QualityRow(label_version_id=made.id, structure_index=i, score=0.9, created_at=1.0) for i in (0, 7)]
+    )
+    assert workspace.store.ledger.take_lease("case1", "anna", now=1.0, lease_s=60, why=WHY_AUDIT)
+    workspace.store.submit_label("case1", workspace.store.label_path(made), tag="final", user="anna")
+    right, _ = approved_pairs(workspace)
+    np.testing.assert_allclose(right.dice, [0, 1])
+
+
 def test_labels_that_had_been_corrected_are_told_apart(live):
     workspace, one = live
     one("case0", WHY_AUDIT, 4)

@@ -122,14 +122,30 @@ def test_a_mask_that_students_drew_does_not_keep_what_sam_said_of_the_old_one(la
 def test_a_second_pass_stays_below_the_line_of_the_first(labelled):
     workspace = labelled(shares_trainings=False)
     cohort = load_cohort(workspace, best_labels(workspace))
-    assert known_ceiling(cohort) is None
+    assert known_ceiling(workspace, cohort) == [None, None]
     label_map = workspace.store.read_label(cohort.labels[2])
     made = Correction(label_map, np.ones_like(label_map), [], 0.4, 0.9)
     save_correction(workspace, cohort, 2, made, ceiling=[0.5, -1], run_id=None, round_number=0)
-    # One of another protocol, with another number of structures.
-    save_correction(workspace, cohort, 3, made, ceiling=[0.5], run_id=None, round_number=0)
+    huang = workspace.with_settings(preset="huang2023")
+    save_correction(huang, cohort, 3, made, ceiling=[0.3, 0.3], run_id=None, round_number=0)
 
-    assert known_ceiling(load_cohort(workspace, best_labels(workspace))) == [0.5, -1]
+    cohort = load_cohort(workspace, best_labels(workspace))
+    # Of the second structure nothing was flagged, and what another preset calls low is another scale.
+    assert known_ceiling(workspace, cohort) == [0.5, None]
+    assert known_ceiling(huang, cohort) == [0.3, 0.3]
+
+
+def test_a_structure_without_a_line_is_flagged_as_at_first(labelled):
+    workspace = labelled(shares_trainings=False, student_steps=1)
+    cohort = load_cohort(workspace, best_labels(workspace))
+    values = np.full((10, 2), 0.9) + np.linspace(0, 0.02, 10)[:, None]
+    values[4] = 0.2
+    scores = replace(score_cohort(workspace, cohort, seed=0), posterior=np.ones((10, 2)), structure_scores=values)
+    at_first = flag_labels(workspace, cohort, scores)
+    later = flag_labels(workspace, cohort, scores, ceiling=[0.5, None])
+    assert at_first[4].all()
+    assert not later[:, 0].any()
+    assert np.array_equal(later[:, 1], at_first[:, 1])
 
 
 @pytest.mark.slow
@@ -145,9 +161,9 @@ def test_a_store_that_was_corrected_is_corrected_again_under_the_same_line(label
     for _ in range(2):
         correct_store(workspace)
 
-    assert lines[0] is None
-    assert max(lines[1]) > 0
-    assert lines[1] == known_ceiling(load_cohort(workspace, best_labels(workspace)))
+    assert lines[0] == [None, None]
+    assert any(line is not None for line in lines[1])
+    assert lines[1] == known_ceiling(workspace, load_cohort(workspace, best_labels(workspace)))
 
 
 def test_what_the_gate_holds_out_teaches_no_corrector(labelled, monkeypatch):
@@ -162,7 +178,7 @@ def test_what_the_gate_holds_out_teaches_no_corrector(labelled, monkeypatch):
         return train_on(workspace, cohort, numbers, **given)
 
     monkeypatch.setattr(correction, "train_on", seen)
-    features = [{**of, "peer_dice": np.full(10, 0.9)} for of in scores.features]
+    features = [{**of, "present_peer_dice": np.full(10, 0.9)} for of in scores.features]
     flagged = np.zeros((10, 2), bool)
     flagged[2] = True
 

@@ -9,8 +9,10 @@ from samcorrect.lib.core.metrics import dice
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
 from samcorrect.lib.loop.frame_candidates import FrameCandidates
 from samcorrect.lib.loop.peers import compare_with_peers, learn_peers
+from samcorrect.lib.loop.students import split_cases
 
 BAD_IMAGES = (2, 5)
+LEFT_TO_TEACH = {"case1", "case2", "case4", "case6"}
 RIGHT, WRONG = 0, 1
 NAN = float("nan")
 
@@ -53,6 +55,19 @@ def test_what_the_gate_holds_out_teaches_no_peer(labelled):
 
     learnt = [set(first.image_ids) | set(second.image_ids) for first, second in peers.pairs]
     assert learnt == [{image.id for image in cohort.images} - {"case0", "case7"}] * 2
+
+
+def test_what_is_left_of_a_fold_teaches_however_good_what_is_held_out_is(labelled):
+    """Half of each fold is held out, the better half: the median is that of the others."""
+    workspace = labelled(is_bad=lambda image_id: image_id in LEFT_TO_TEACH)
+    cohort = load_cohort(workspace, best_labels(workspace))
+    workspace.store.ledger.hold_out({image.id for image in cohort.images} - LEFT_TO_TEACH)
+    kept = [n for n, image in enumerate(cohort.images) if image.id in LEFT_TO_TEACH]
+    assert all(set(kept) & set(fold) for fold in split_cases([image.case_id for image in cohort.images], seed=0))
+
+    peers = learn_peers(workspace.with_settings(student_steps=3), cohort, [None] * 10, seed=0)
+
+    assert {i for pair in peers.pairs for student in pair for i in student.image_ids} == LEFT_TO_TEACH
 
 
 def test_students_that_know_nothing_do_not_choose(labelled):

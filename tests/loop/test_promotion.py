@@ -141,6 +141,24 @@ def test_all_images_of_a_patient_are_on_one_side_also_those_that_come_later(open
     assert held_out(workspace) == [f"{case}/left", f"{case}/right", f"{case}/third"]
 
 
+def test_two_patients_are_left_to_learn_from(open_store):
+    patients = [patient for name in NAMES if is_drawn(patient := f"ward/{name}")][:4]
+    workspace = open_store(*(f"{patient}/{side}" for patient in patients for side in ("left", "right")))
+    for patient in patients:
+        submit(workspace, f"{patient}/left", 7)
+    first_two = [f"{patient}/{side}" for patient in patients[:2] for side in ("left", "right")]
+    assert held_out(workspace) == sorted(first_two)
+
+
+def test_what_was_held_out_stays_so_where_images_count_as_other_cases(open_store):
+    drawn, other = (next(n for n in NAMES if is_drawn(n) is wanted) for wanted in (True, False))
+    images = [f"{folder}/{name}" for folder in (drawn, other, "a", "b", "c") for name in ("left", "right")]
+    workspace = open_store(*images)
+    # As when the folders were too few to be patients.
+    workspace.store.ledger.hold_out({f"{other}/left"})
+    assert held_out(workspace) == [f"{other}/left"]
+
+
 def test_folders_that_are_too_few_to_be_patients_are_not_held_out_whole(open_store):
     images = [f"batch{number % 2}/{name}" for number, name in enumerate(NAMES[:8])]
     drawn = next(image for image in images if is_drawn(image))
@@ -256,7 +274,7 @@ def test_a_candidate_is_refused_where_there_is_nothing_to_compare_on(open_store)
 @pytest.fixture
 def provisional(open_store):
     """A store in which the gate left a student of 3 for one of 7, as machine labels say; both students' digests."""
-    workspace = open_store(*DRAWN[:10], "a")
+    workspace = open_store(*DRAWN[:10], "a", "b")
     first = decide_now(workspace, student_that_says(workspace, 2), trusted=None)
     assert first["status"] == "refused"
     promote_model(workspace, first["digest"], by="carl")

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import one_hot
 
+from samcorrect.lib.core.quality import structure_doubts
 from samcorrect.lib.errors import LabelError
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
 from samcorrect.lib.loop.peers import Peers
@@ -58,6 +59,24 @@ def test_labels_that_are_rightly_empty_are_good_and_hide_no_bad_one(labelled):
 
     assert (scores[rightly_empty] > 0.9).all()
     assert (scores[[*shifted, wrongly_empty]] < 0.5).all()
+
+
+def test_students_that_see_a_structure_nowhere_gain_nothing_where_it_is_not(labelled):
+    workspace = labelled(is_bad=lambda _: False)
+    cohort = load_cohort(workspace, best_labels(workspace))
+    first = 0
+    for number in range(7):  # most images do not show it
+        cohort.targets[number][cohort.targets[number] == first + 1] = 0
+    blind = cohort.targets.clone()
+    blind[blind == first + 1] = 0
+    probs = one_hot(blind, 3).permute(0, 3, 1, 2) * 0.94 + 0.02
+    peers = Peers(probs, np.full((10, 2), -1), np.full((10, 2), -1), np.ones(2, bool))
+
+    features = with_typicality(*measure_labels(cohort, [None] * 10, peers))
+
+    assert np.median(features[first]["peer_dice"]) == 1
+    assert "present_peer_dice" in structure_doubts(features[first])
+    assert not structure_doubts(features[1])
 
 
 def test_the_same_seed_gives_the_same_scores_and_another_one_others(labelled):

@@ -77,7 +77,7 @@ def test_an_image_without_its_box_keeps_its_label(disputed, monkeypatch):
 def test_a_label_is_corrected_without_a_flag_and_says_from_which_prompt(disputed):
     workspace, cohort, peers, other = disputed
     scored = score_cohort(workspace, cohort, seed=0)
-    features = [{**of, "peer_dice": np.full(2, 0.9)} for of in scored.features]
+    features = [{**of, "present_peer_dice": np.full(2, 0.9)} for of in scored.features]
     scores = replace(scored, peers=peers, peer_probs=peers.probs, doubts=("doubtful", ""), features=features)
     nowhere = np.zeros((2, 2), bool)
 

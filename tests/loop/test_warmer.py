@@ -77,6 +77,18 @@ def test_it_is_prepared_first_at_the_usual_priority_and_a_failure_ends_nothing(s
     assert seen == [nice(), lowered]
 
 
+def test_it_is_not_prepared_while_somebody_is_served(steps):
+    prepared = []
+    warmer = Warmer(lambda: prepared.append(1))
+    with warmer.giving_way():
+        warmer.add("a", steps("a"), is_urgent=True)
+        assert not warmer.wait(0.2)
+        assert not prepared
+    assert warmer.wait(TIMEOUT_S)
+    warmer.stop()
+    assert prepared == [1]
+
+
 def test_nothing_begins_while_somebody_is_served(warmer, steps):
     with warmer.giving_way(), warmer.giving_way():
         warmer.add("a", steps("a"), is_urgent=True)

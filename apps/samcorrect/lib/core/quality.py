@@ -28,10 +28,13 @@ EVIDENCE = {
     "image": ("edge_contrast", "neighbour_dice"),
 }
 # The same peers look at outlines too: that tells a person where, but the score no more than their Dice does.
-FEATURES = (*(name for names in EVIDENCE.values() for name in names), "peer_surface_dice", "band_softmin")
+FEATURES = (
+    *(name for names in EVIDENCE.values() for name in names),
+    *("peer_surface_dice", "band_softmin", "present_peer_dice"),
+)
 # A structure whose labels lie below these in the median is contradicted by students, by SAM's other prompts, or by the
 # image: 0.8 is where a label counts as bad, 0.5 is the contrast of an outline drawn anywhere.
-WITNESSES = {"peer_dice": 0.8, "prompt_agreement": 0.8, "edge_contrast": 0.5}
+WITNESSES = {"present_peer_dice": 0.8, "prompt_agreement": 0.8, "edge_contrast": 0.5}
 # The scale of robust deviations: 1.4826 x MAD is the standard deviation of normal data.
 MAD_TO_SD = 1.4826
 
@@ -260,6 +263,8 @@ def label_features(
     return {
         "peer_surface_dice": peer_surface_dice(mask, peer_mask, tolerance_px=tolerance_px),
         "peer_dice": agreement(mask, peer_mask),
+        # Of students that see a structure nowhere, those labels where it is not there say nothing good.
+        "present_peer_dice": dice(mask, peer_mask),
         "band_softmin": band_softmin(mask, peer_prob),
     }
 

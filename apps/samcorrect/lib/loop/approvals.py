@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from samcorrect.lib.core.metrics import dice
+from samcorrect.lib.core.quality import agreement
 from samcorrect.lib.core.selection import WHYS_AT_RANDOM
 from samcorrect.lib.loop.workspace import Workspace
 from samcorrect.lib.store.schema import TAG_CORRECTED, TAG_FINAL, LabelVersionRow
@@ -46,6 +46,8 @@ def approved_pairs(workspace: Workspace) -> list[ApprovedPairs]:
             continue
         masks = store.read_label(before), store.read_label(final)
         is_corrected.append(before.tag == TAG_CORRECTED)
-        told.append([(quality[i].score if i in quality else None, dice(*(m == i for m in masks))) for i in indices])
+        told.append(
+            [(quality[i].score if i in quality else None, agreement(*(m == i for m in masks))) for i in indices]
+        )
     pairs = np.array(told, dtype=np.float64).reshape(-1, len(indices), 2)
     return [ApprovedPairs(pairs[:, k, 0], pairs[:, k, 1], np.array(is_corrected, bool)) for k in range(len(indices))]

@@ -73,7 +73,7 @@ def save_correction(
             "reasons": correction.reasons,
             "score_before": None if np.isnan(correction.score_before) else round(correction.score_before, 6),
             "score_after": None if np.isnan(correction.score_after) else round(correction.score_after, 6),
-            "flag_ceiling": list(ceiling),
+            "flagged_by": {"rule": _rule(workspace), "ceiling": list(ceiling)},
             "n_changed_vox": int(correction.change_map.sum()),
         },
     )
@@ -104,8 +104,16 @@ def correct_image(workspace: Workspace, image_id: str) -> Correction:
     )
 
 
-def known_ceiling(cohort: Cohort) -> list[float] | None:
-    """The `flag_ceiling` under which the latest corrected label of a cohort was made; None where none is known."""
-    corrected = [label for label in cohort.labels if label.tag == TAG_CORRECTED]
-    told = [label.info.get("flag_ceiling") for label in sorted(corrected, key=lambda label: -label.id)]
-    return next((ceiling for ceiling in told if ceiling and len(ceiling) == cohort.n_structures), None)
+def known_ceiling(workspace: Workspace, cohort: Cohort) -> list[float | None]:
+    """The `flag_ceiling` under which the latest corrected label of a cohort was made by this preset and protocol; None
+    for a structure of which nothing was flagged then, and for each where no such label is among them.
+    """
+    corrected = sorted((label for label in cohort.labels if label.tag == TAG_CORRECTED), key=lambda label: -label.id)
+    told = [label.info.get("flagged_by", {}) for label in corrected]
+    ours = next((of["ceiling"] for of in told if of.get("rule") == _rule(workspace)), [-1.0] * cohort.n_structures)
+    return [line if line >= 0 else None for line in ours]
+
+
+def _rule(workspace: Workspace) -> list[str]:
+    """What scores and ceilings of one kind share."""
+    return [workspace.settings.preset, workspace.require_protocol().digest]

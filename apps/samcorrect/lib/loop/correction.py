@@ -45,9 +45,9 @@ def correct_store(workspace: Workspace, *, progress: Progress = no_progress) -> 
     cohort = load_cohort(workspace, best_labels(workspace), progress=progress)
     scores = score_cohort(workspace, cohort, seed=workspace.settings.seed, progress=progress)
     write_scores(workspace, cohort, scores)
-    ceiling = known_ceiling(cohort)
-    flagged = flag_labels(workspace, cohort, scores, ceiling=ceiling)
-    ceiling = ceiling or flag_ceiling(scores, flagged)
+    known = known_ceiling(workspace, cohort)
+    flagged = flag_labels(workspace, cohort, scores, ceiling=known)
+    ceiling = [new if old is None else old for old, new in zip(known, flag_ceiling(scores, flagged), strict=True)]
     corrections = correct_cohort(workspace, cohort, scores, flagged, seed=workspace.settings.seed, progress=progress)
     for number, correction in corrections.items():
         save_correction(workspace, cohort, number, correction, ceiling=ceiling, run_id=None, round_number=0)
@@ -71,7 +71,7 @@ def flagged_images(flagged: np.ndarray) -> set[int]:
 
 
 def flag_labels(
-    workspace: Workspace, cohort: Cohort, scores: Scores, *, ceiling: Sequence[float] | None = None
+    workspace: Workspace, cohort: Cohort, scores: Scores, *, ceiling: Sequence[float | None] | None = None
 ) -> np.ndarray:
     """Which structures of which images are open to correction.
 
@@ -83,7 +83,8 @@ def flag_labels(
         workspace: Its preset decides.
         cohort: The labels.
         scores: Of the labels.
-        ceiling: `flag_ceiling` of the first round, for ours: what was good enough there is not bad in a later round.
+        ceiling: `flag_ceiling` of the first round, for ours; None, or None for a structure, where there was none. What
+            was good enough there is not bad in a later round.
             After a correction, the corrected labels and those that SAM made are two populations too, of one quality,
             and the score ranks what is left much less well.
 
@@ -95,10 +96,10 @@ def flag_labels(
         is_low = _worst(scores.scores, workspace.settings.huang_noise_rate)[:, None] & np.isfinite(values)
     else:
         is_low = scores.posterior < 0.5
-        if ceiling is not None:
-            is_low &= values <= np.array(ceiling, dtype=np.float64)
-        else:
-            for k in np.flatnonzero(~is_low.any(0)):
+        for k, line in enumerate(ceiling or [None] * cohort.n_structures):
+            if line is not None:
+                is_low[:, k] &= values[:, k] <= line
+            elif not is_low[:, k].any():
                 is_low[:, k] = below_better_half(values[:, k])
     return is_low & ~cohort.is_approved[:, None]
 
@@ -190,7 +191,7 @@ def _worse_half(cohort: Cohort, scores: Scores) -> np.ndarray:
 
 def _has_judge(scores: Scores, untrusted: np.ndarray) -> np.ndarray:
     """(K,) bool: the out-of-fold peers know the structure well enough to judge corrections of it."""
-    agreements = [of_structure["peer_dice"][~untrusted[:, k]] for k, of_structure in enumerate(scores.features)]
+    agreements = [of_structure["present_peer_dice"][~untrusted[:, k]] for k, of_structure in enumerate(scores.features)]
     return np.array([bool(np.isfinite(a).any()) and np.nanmedian(a) >= MIN_JUDGE_DICE for a in agreements])
 
 

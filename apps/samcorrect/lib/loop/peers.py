@@ -4,9 +4,9 @@ The first pair learns the labels (where SAM made one, SAM's chosen candidate). W
 another candidate, teaches the second pair, and of that only the better half of each fold: a student of the better half
 knows the truth better than one of all labels. Where students know a structure less well than SAM's prompts agree on it
 (few images, objects that look different in each), they do not choose, unless SAM's own confidence contradicts its
-prompts. What the promotion gate holds out is judged and teaches nobody: it would come back in the labels that its
-candidates learn. No student ever learns from an image that it judges; which images of the other fold teach the second
-pair does depend on the first, which learnt the judged one.
+prompts. What the promotion gate holds out is judged and teaches nobody, unless a fold has nothing else: it would come
+back in the labels that its candidates learn. No student ever learns from an image that it judges; which images of the
+other fold teach the second pair does depend on the first, which learnt the judged one.
 """
 
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ from samcorrect.lib.loop.cohort import Cohort
 from samcorrect.lib.loop.frame_candidates import CohortCandidates
 from samcorrect.lib.loop.promotion import hold_out_cases
 from samcorrect.lib.loop.pseudo_label import MAKER
-from samcorrect.lib.loop.students import Pair, out_of_fold_probs, split_cases, trusted_only
+from samcorrect.lib.loop.students import Pair, out_of_fold_probs, split_cases, teachers_of, trusted_only
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
 
 STAGE_CHOOSE_AGAIN = "comparing with the students"
@@ -66,7 +66,8 @@ def learn_peers(
     taught, agreement = _second_targets(taught, candidates, first, chosen)
     untrusted = np.zeros(agreement.shape, bool)
     for fold in split_cases([image.case_id for image in cohort.images], seed=seed):
-        untrusted[fold] = agreement[fold] < np.median(agreement[fold], 0)
+        teachers = teachers_of(fold, is_held_out)
+        untrusted[teachers] = agreement[teachers] < np.median(agreement[teachers], 0)
     untrusted &= ~cohort.is_approved[:, None]
     sampling, weights = trusted_only(taught, first, untrusted)
     second, second_pair = out_of_fold_probs(

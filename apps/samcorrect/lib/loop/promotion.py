@@ -37,6 +37,8 @@ MIN_APPROVED_FOR_GATE = 10
 # Share of the cases with approvals of the audit share, and how many at most: twice what the gate needs, so that ten are
 # left where some are rejected.
 HELD_OUT_SHARE, MAX_HELD_OUT_CASES = 0.5, 20
+# Few patients can all be drawn: one for each fold is left to learn from.
+MIN_TAUGHT_CASES = 2
 # Trusted labels that are frozen; a paired difference of mean Dice over more of them costs time and says no more.
 MAX_FROZEN_IMAGES = 100
 # Two trainings of one recipe differ by about this much; less is no reason to refuse.
@@ -68,18 +70,19 @@ class Gate:
 def hold_out_cases(workspace: Workspace, cohort: Cohort) -> np.ndarray:
     """(n,) bool: images of the cohort that nothing may learn from; cases that are new to the split are drawn first.
 
-    A case is a subfolder or a patient; where there are too few of them to be patients, each image is one.
+    A case is a subfolder or a patient; where there are too few of them to be patients, each image is one. What was held
+    out once stays so, also where images count as other cases by now.
     """
     ledger = workspace.store.ledger
     case_of = {row.id: row.case_id for row in ledger.images()}
     if len(set(case_of.values())) < MIN_CASES:
         case_of = {image_id: image_id for image_id in case_of}
-    cases = {case_of[i] for i in ledger.held_out_images() if i in case_of}
-    for final in audit_finals(workspace):
-        case = case_of.get(final.image_id)
-        if case is not None and _draw(case) < HELD_OUT_SHARE and len(cases) < MAX_HELD_OUT_CASES:
-            cases.add(case)
-    held_out = {image_id for image_id, case in case_of.items() if case in cases}
+    before = set(ledger.held_out_images())
+    asked = [*sorted(before), *(final.image_id for final in audit_finals(workspace))]
+    drawn = dict.fromkeys(case_of[i] for i in asked if i in case_of and _draw(case_of[i]) < HELD_OUT_SHARE)
+    n_free = max(0, len(set(case_of.values())) - MIN_TAUGHT_CASES)
+    cases = set(list(drawn)[: min(MAX_HELD_OUT_CASES, n_free)])
+    held_out = before | {image_id for image_id, case in case_of.items() if case in cases}
     ledger.hold_out(held_out)
     return np.array([row.id in held_out for row in cohort.images], dtype=bool)
 

@@ -63,7 +63,7 @@ REASONS = {
 }
 
 DOUBTS = {
-    "peer_dice": "students trained on other images predict something else",
+    "present_peer_dice": "students trained on other images predict something else",
     "prompt_agreement": "SAM's mask depends on the prompt",
     "edge_contrast": "the outlines lie on no edges of the image",
 }

@@ -229,6 +229,12 @@ def split_cases(case_ids: Sequence[str], *, seed: int) -> list[np.ndarray]:
     return [np.flatnonzero(is_first), np.flatnonzero(~is_first)]
 
 
+def teachers_of(fold: np.ndarray, is_held_out: np.ndarray) -> np.ndarray:
+    """The numbers of a fold that are not held out; all of them where each is."""
+    teachers = fold[~is_held_out[fold]]
+    return teachers if len(teachers) else fold
+
+
 def _are_cases(case_ids: Sequence[str]) -> bool:
     return len(set(case_ids)) >= MIN_CASES
 
@@ -273,8 +279,7 @@ def out_of_fold_probs(
     students = []
     probs = torch.zeros(len(cohort.frames), cohort.n_structures + 1, *cohort.frames.shape[1:])
     for number, (fold, predicted) in enumerate([folds, folds[::-1]]):
-        teachers = fold if is_held_out is None else fold[~is_held_out[fold]]
-        learnt = teachers if len(teachers) else fold
+        learnt = fold if is_held_out is None else teachers_of(fold, is_held_out)
         trained = train_on(
             workspace,
             cohort,

@@ -84,25 +84,31 @@ class Warmer:
             thread.join(STOP_TIMEOUT_S)
 
     def _work(self) -> None:
+        if self._next_job() is None:
+            return
         first = threading.Thread(target=_attempt, args=(self._prepare,), name="warmer's start", daemon=True)
         first.start()
         first.join()
         # On Linux a priority is a thread's own, and those that it starts to multiply with inherit it.
         if sys.platform == "linux":
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
-        while True:
-            with self._changed:
-                self._is_working = False
-                self._changed.notify_all()
-                self._changed.wait_for(lambda: self._is_stopped or (self._jobs and not self._n_served))
-                if self._is_stopped:
-                    return
-                key, steps = next(iter(self._jobs.items()))
-                self._is_working = True
+        while (job := self._next_job()) is not None:
+            key, steps = job
             if not _attempt(partial(next, steps)):
                 with self._changed:
                     if self._jobs.get(key) is steps:
                         del self._jobs[key]
+
+    def _next_job(self) -> tuple[Hashable, Iterator[None]] | None:
+        """Wait until there is one and nobody is served; None where the thread was stopped instead."""
+        with self._changed:
+            self._is_working = False
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._is_stopped or (self._jobs and not self._n_served))
+            if self._is_stopped:
+                return None
+            self._is_working = True
+            return next(iter(self._jobs.items()))
 
 
 def _attempt(step: Callable[[], None]) -> bool:

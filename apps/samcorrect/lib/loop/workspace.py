@@ -125,11 +125,8 @@ class Workspace(Models):
         super().__init__(protocol, settings, cache_dir or store.state_dir / "cache")
         self.store = store
         self.volumes = VolumeCache(settings.volume_cache_mb * 2**20)
-        self.warmer = Warmer(self._start_encoder)
+        self.warmer = Warmer(lambda: self.sam.start_threads())
         self.marked = MarkedMemory()
-
-    def _start_encoder(self) -> None:
-        self.sam.encode(torch.zeros(self.sam.side_px, self.sam.side_px))
 
     def require_protocol(self) -> Protocol:
         """The protocol. Raises ProtocolError, saying where to put one, where there is none."""

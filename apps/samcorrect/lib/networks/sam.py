@@ -87,6 +87,13 @@ class SamModel:
                     self._network.image_encoder = nn.Identity()  # the other runtime has its own copy of the weights
         return self._encoder(self._architecture.normalise(frame.T.float()))[0].to("cpu", torch.float16)
 
+    def start_threads(self) -> None:
+        """Encode once where the runtime then starts the threads of all later callers, and has not yet: they keep the
+        priority of the thread that asks first.
+        """
+        if self._encoder is None and not self.runtime.startswith(("torch", "cuda")):
+            self.encode(torch.zeros(self.side_px, self.side_px))
+
     def decode(
         self,
         embedding: torch.Tensor,
