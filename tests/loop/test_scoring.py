@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 from torch.nn.functional import one_hot
 
-from samcorrect.lib.core.quality import structure_doubts
+from samcorrect.lib.core.quality import FEATURES, structure_doubts
 from samcorrect.lib.errors import LabelError
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
 from samcorrect.lib.loop.peers import Peers
@@ -52,13 +53,29 @@ def test_labels_that_are_rightly_empty_are_good_and_hide_no_bad_one(labelled):
     probs = one_hot(cohort.targets, 3).permute(0, 3, 1, 2) * 0.94 + 0.02
     cohort.targets[shifted] = torch.roll(cohort.targets[shifted], 12, dims=2)
     cohort.targets[wrongly_empty][cohort.targets[wrongly_empty] == first + 1] = 0
-    peers = Peers(probs, np.full((10, 2), -1), np.full((10, 2), -1), np.ones(2, bool))
+    peers = Peers(probs, np.full((10, 2), -1), np.full((10, 2), -1), *np.ones((2, 2), bool))
 
     columns, forms = measure_labels(cohort, [None] * 10, peers)
-    scores = fuse_structures(with_typicality(columns, forms), peers.is_judge)[:, first]
+    scores = fuse_structures(with_typicality(columns, forms), peers)[:, first]
 
     assert (scores[rightly_empty] > 0.9).all()
     assert (scores[[*shifted, wrongly_empty]] < 0.5).all()
+
+
+def test_where_sam_contradicts_its_prompts_students_alone_are_believed():
+    rng = np.random.default_rng(0)
+    truth = rng.random(40)
+    noise = {name: rng.random(40) for name in FEATURES}
+    features = [{**noise, "peer_dice": truth, "choice_dice": truth}]
+
+    def judged(**said):
+        peers = Peers(None, None, None, *(np.array([said[name]]) for name in ("is_judge", "is_believed")))
+        return spearmanr(fuse_structures(features, peers)[:, 0], truth)[0]
+
+    alone = judged(is_judge=True, is_believed=False)
+    assert alone > 0.9
+    assert alone > judged(is_judge=True, is_believed=True) + 0.1
+    assert judged(is_judge=False, is_believed=True) < 0.5
 
 
 def test_students_that_see_a_structure_nowhere_gain_nothing_where_it_is_not(labelled):
@@ -70,7 +87,7 @@ def test_students_that_see_a_structure_nowhere_gain_nothing_where_it_is_not(labe
     blind = cohort.targets.clone()
     blind[blind == first + 1] = 0
     probs = one_hot(blind, 3).permute(0, 3, 1, 2) * 0.94 + 0.02
-    peers = Peers(probs, np.full((10, 2), -1), np.full((10, 2), -1), np.ones(2, bool))
+    peers = Peers(probs, np.full((10, 2), -1), np.full((10, 2), -1), *np.ones((2, 2), bool))
 
     features = with_typicality(*measure_labels(cohort, [None] * 10, peers))
 

@@ -47,7 +47,7 @@ class PeerContext:
 
     Attributes:
         pairs: Their files and what each learnt.
-        is_judge: (K,) bool, as in `Peers`.
+        is_judge, is_believed: (K,) bool, as in `Peers`.
         taught_ids: The label versions that there were when the pairs were taught.
         label_ids: (n,) the label versions that were scored.
         forms: (n, K, 4) of each the measures of its form.
@@ -56,6 +56,7 @@ class PeerContext:
 
     pairs: tuple[Pair, ...]
     is_judge: np.ndarray
+    is_believed: np.ndarray
     taught_ids: frozenset[int]
     label_ids: np.ndarray
     forms: np.ndarray
@@ -69,13 +70,13 @@ class ContextPeers:
         """Load them. Raises WeightsError where a file is missing or torn."""
         state_dir = workspace.store.state_dir
         self._pairs = [[(of, load_student(state_dir / of.path)) for of in pair] for pair in context.pairs]
-        self._is_judge = context.is_judge
+        self._said = {"is_judge": context.is_judge, "is_believed": context.is_believed}
 
     def judge(self, cohort: Cohort, candidates: CohortCandidates) -> Peers:
         """What they say of the images of a cohort, in each pair the students that did not learn its case."""
         rows = zip(cohort.images, cohort.spans, strict=True)
         probs = torch.cat([self._probs(row, cohort.frames[span]) for row, span in rows])
-        return replace(compare_with_peers(cohort, candidates, probs), is_judge=self._is_judge)
+        return replace(compare_with_peers(cohort, candidates, probs), **self._said)
 
     def _probs(self, row: ImageRow, frames: torch.Tensor) -> torch.Tensor:
         """(D, K + 1, side, side): the mean over the pairs, and over both students where neither learnt the case."""
@@ -105,6 +106,7 @@ def write_context(workspace: Workspace, context: PeerContext) -> None:
         buffer,
         told=np.array(json.dumps(told)),
         is_judge=context.is_judge,
+        is_believed=context.is_believed,
         taught_ids=np.array(sorted(context.taught_ids), dtype=np.int64),
         label_ids=context.label_ids,
         forms=context.forms,
@@ -136,6 +138,7 @@ def read_context(workspace: Workspace) -> tuple[PeerContext, ContextPeers] | Non
             context = PeerContext(
                 pairs=tuple(_read_pair(pair) for pair in told["pairs"]),
                 is_judge=arrays["is_judge"],
+                is_believed=arrays["is_believed"],
                 taught_ids=frozenset(arrays["taught_ids"].tolist()),
                 label_ids=arrays["label_ids"],
                 forms=arrays["forms"],

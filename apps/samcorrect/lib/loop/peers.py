@@ -41,6 +41,7 @@ class Peers:
             one taken before there were students; -1 where an image has none.
         is_judge: (K,) bool: the students agree better with the nearest candidate than SAM's prompts agree with each
             other, in the median over the images, or SAM's confidence is not believed; true where there are no prompts.
+        is_believed: (K,) bool, `core.pseudo_label.is_confidence_believed`.
         pairs: The students of both pairs.
     """
 
@@ -48,6 +49,7 @@ class Peers:
     nearest: np.ndarray
     chosen: np.ndarray
     is_judge: np.ndarray
+    is_believed: np.ndarray
     pairs: tuple[Pair, ...] = ()
 
 
@@ -110,17 +112,16 @@ def compare_with_peers(
             among_prompts[number, k] = prompt_agreement(masks)
             confirmed[number, k] = found[k].confidence_agreement
         progress(STAGE_CHOOSE_AGAIN, number + 1, len(cohort))
-    is_judge = np.array([_is_judge(*of) for of in zip(with_peer.T, among_prompts.T, confirmed.T, strict=True)])
+    is_believed = np.array([is_confidence_believed(of) for of in confirmed.T])
+    is_judge = ~is_believed | [_know_more(*of) for of in zip(with_peer.T, among_prompts.T, strict=True)]
     first = [[of.first for of in found] if found else [-1] * shape[1] for found in candidates]
-    return Peers(probs, nearest, np.where(is_judge, nearest, first), is_judge)
+    return Peers(probs, nearest, np.where(is_judge, nearest, first), is_judge, is_believed)
 
 
-def _is_judge(with_peer: np.ndarray, among_prompts: np.ndarray, confirmed: np.ndarray) -> bool:
-    """`Peers.is_judge` of one structure, from (n,) values of the images."""
+def _know_more(with_peer: np.ndarray, among_prompts: np.ndarray) -> bool:
+    """Whether students know a structure better than SAM's prompts do, from (n,) values of the images."""
     both = np.isfinite(with_peer) & np.isfinite(among_prompts)
-    if not both.any() or np.median(with_peer[both]) > np.median(among_prompts[both]):
-        return True
-    return not is_confidence_believed(confirmed)
+    return not both.any() or bool(np.median(with_peer[both]) > np.median(among_prompts[both]))
 
 
 def _second_targets(

@@ -129,7 +129,7 @@ def _rescore(
 
     all_forms = np.concatenate([context.forms[[place[label.id] for label in unchanged]], forms])
     features = with_typicality({name: np.concatenate([stored[name], columns[name]]) for name in FEATURES}, all_forms)
-    values = fuse_structures(features, context.is_judge)
+    values = fuse_structures(features, context)
     # What is not scored again keeps its score.
     values[:n_old] = stored["score"]
     expected = expect_structures(workspace, values, features, everyone)

@@ -114,7 +114,7 @@ def score_cohort(workspace: Workspace, cohort: Cohort, *, seed: int, progress: P
         peers = learn_peers(workspace, cohort, candidates, seed=seed, progress=progress)
     columns, forms = measure_labels(cohort, candidates, peers, progress=progress)
     features = with_typicality(columns, forms)
-    fused = fuse_structures(features, None if peers is None else peers.is_judge)
+    fused = fuse_structures(features, peers)
     expected = expect_structures(workspace, fused, features, cohort.labels)
     scores = finish_scores(cohort.config.names, cohort.is_approved, fused, expected, features)
     if peers is None:
@@ -122,9 +122,18 @@ def score_cohort(workspace: Workspace, cohort: Cohort, *, seed: int, progress: P
     return replace(scores, forms=forms, peers=peers, peer_probs=peers.probs, chosen=peers.chosen)
 
 
-def fuse_structures(features: list[dict[str, np.ndarray]], is_judge: np.ndarray | None) -> np.ndarray:
-    """(n, K) scores of the labels from their features; `is_judge` as in `Peers`, None without peers."""
-    return np.stack([_fuse(of, is_judge is not None and is_judge[k]) for k, of in enumerate(features)], 1)
+def fuse_structures(features: list[dict[str, np.ndarray]], judges: Peers | PeerContext | None) -> np.ndarray:
+    """(n, K) scores of the labels from their features; `judges` says who is believed, None without peers.
+
+    Students are believed only where they know a structure, and SAM's prompts unless its confidence contradicts them.
+    """
+    fused = []
+    for k, of in enumerate(features):
+        anchors, scale = ("prompt",), "vote_dice"
+        if judges is not None and judges.is_judge[k]:
+            anchors, scale = ("peer", "prompt") if judges.is_believed[k] else ("peer",), "peer_dice"
+        fused.append(fuse_features(of, EVIDENCE, anchors=anchors, scale=scale).scores)
+    return np.stack(fused, 1)
 
 
 def expect_structures(
@@ -144,12 +153,6 @@ def expect_structures(
         ]
         told.append(each_of_its_kind(is_corrected, *kinds))
     return told
-
-
-def _fuse(features: dict[str, np.ndarray], has_judge: bool) -> np.ndarray:
-    """(n,) scores of a structure; the students are believed only where they know it, SAM's prompts always."""
-    anchors, scale = (("peer", "prompt"), "peer_dice") if has_judge else (("prompt",), "vote_dice")
-    return fuse_features(features, EVIDENCE, anchors=anchors, scale=scale).scores
 
 
 def measure_labels(
@@ -224,11 +227,9 @@ def write_scores(workspace: Workspace, cohort: Cohort, scores: Scores) -> None:
     if scores.peers is not None:
         label_ids = np.array([label.id for label in cohort.labels])
         doubtful = scores.doubtful(cohort.config.names)
-        taught_ids = frozenset(label_ids.tolist())
-        peers = scores.peers
-        write_context(
-            workspace, PeerContext(peers.pairs, peers.is_judge, taught_ids, label_ids, scores.forms, doubtful)
-        )
+        peers, taught_ids = scores.peers, frozenset(label_ids.tolist())
+        who = (peers.pairs, peers.is_judge, peers.is_believed)
+        write_context(workspace, PeerContext(*who, taught_ids, label_ids, scores.forms, doubtful))
 
 
 def write_quality(workspace: Workspace, labels: Sequence[LabelVersionRow], scores: Scores, numbers: np.ndarray) -> None:
