@@ -75,7 +75,9 @@ def test_a_ray_cluster_makes_the_labels_of_one_process(fresh_workspace, serial_l
         ({"threads": 2}, 19, 1),
     ],
 )
-def test_as_many_workers_as_asked_for_or_as_there_are_threads_and_images_for(given, n_images, expected):
+def test_as_many_workers_as_asked_for_or_as_there_are_threads_and_images_for(given, n_images, expected, monkeypatch):
+    plenty = psutil.virtual_memory()._replace(available=2**40)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: plenty)
     assert count_workers(Settings(**given), n_images) == expected
 
 

@@ -71,4 +71,5 @@ def test_what_is_freed_is_kept_for_the_next_tensor():
         subprocess.run([sys.executable, "-c", COUNT_FAULTS, how], capture_output=True, text=True, check=True).stdout
         for how in ("prepared", "as it is")
     ]
-    assert int(told[0]) < 1_000 < int(told[1])
+    # None where the kernel takes nothing back by itself, as one does that is short of memory.
+    assert int(told[0]) < int(told[1]) / 2
