@@ -50,6 +50,8 @@ def labelled(served, served_cwd):
     assert reply.status_code == 200, f"{reply.text}\n{(served_cwd / 'server.log').read_text(encoding='utf-8')[-4000:]}"
     task = wait_until_done(f"{served}/batch/infer")
     assert task["status"] == "DONE", task["details"]
+    told = requests.get(f"{served}/info/", timeout=60).json()["datastore"]
+    assert told == {"total": 11, "completed": 0, "label_tags": {"original": 11}}
     return served
 
 

@@ -67,9 +67,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep what is freed")
 def test_what_is_freed_is_kept_for_the_next_tensor():
-    told = [
-        subprocess.run([sys.executable, "-c", COUNT_FAULTS, how], capture_output=True, text=True, check=True).stdout
-        for how in ("prepared", "as it is")
-    ]
-    # None where the kernel takes nothing back by itself, as one does that is short of memory.
-    assert int(told[0]) < int(told[1]) / 2
+    def count(how: str) -> int:
+        command = [sys.executable, "-c", COUNT_FAULTS, how]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    # A kernel that is short of memory takes pages back now and then by itself.
+    assert min(count("prepared") for _ in range(3)) < 1_000 < count("as it is")

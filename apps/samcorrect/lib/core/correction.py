@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
-from samcorrect.lib.core.metrics import dice
-from samcorrect.lib.core.quality import peer_surface_dice
+from samcorrect.lib.core.quality import agreement, peer_surface_dice
 
 # arXiv 2308.00883, authors' code: dropout passes, and the uncertainty above which the old label stays.
 HUANG_PASSES = 5
@@ -77,9 +76,7 @@ def signed_distance_blend(mask: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 def judge_mask(mask: np.ndarray, judge: np.ndarray) -> float:
     """Agreement with the judge's mask: the mean of Dice and surface Dice, in [0, 1]; 1 where both are empty."""
-    if not mask.any() and not judge.any():
-        return 1.0
-    return (dice(mask, judge) + peer_surface_dice(mask, judge)) / 2
+    return (agreement(mask, judge) + peer_surface_dice(mask, judge)) / 2
 
 
 def plausible_areas(areas: np.ndarray) -> tuple[float, float]:

@@ -169,8 +169,10 @@ def _of_slice(slices: Slices, prompts: Prompts, number: int) -> _SlicePrompts:
     flat = np.array([[*box[:2, 0], *box[:2, 1]] for box in here], dtype=np.float64).reshape(-1, 4)
     clicks = [slices.click(*p[:2], True) for p in prompts.foreground if p[2] == number]
     clicks += [slices.click(*p[:2], False) for p in prompts.background if p[2] == number]
-    start = None if prompts.start is None else slices.to_frame(prompts.start[:, :, number])
-    start = None if start is None or not start.any() else start
+    start = None
+    if prompts.start is not None and prompts.start[:, :, number].any():
+        seen = slices.to_frame(prompts.start[:, :, number])
+        start = seen if seen.any() else None
     return _SlicePrompts(slices.boxes(clip_boxes(flat, shape[:2])), tuple(dict.fromkeys(clicks)), start)
 
 

@@ -52,6 +52,7 @@ class SamModel:
         export_dir: Path | None = None,
     ):
         self.name, self.digest, self.runtime = name, digest, choose_runtime(runtime)
+        self._is_exported = not self.runtime.startswith(("torch", "cuda"))
         self.side_px, self.prompts = architecture.side_px, architecture.prompts
         self.embedding_identity = f"{digest} {self.runtime} {architecture.name}"
         self._architecture, self._export_dir = architecture, export_dir
@@ -83,7 +84,7 @@ class SamModel:
                     identity=f"{self.digest} {self._architecture.name}",
                     export_dir=self._export_dir,
                 )
-                if not self.runtime.startswith(("torch", "cuda")):
+                if self._is_exported:
                     self._network.image_encoder = nn.Identity()  # the other runtime has its own copy of the weights
         return self._encoder(self._architecture.normalise(frame.T.float()))[0].to("cpu", torch.float16)
 
@@ -91,7 +92,7 @@ class SamModel:
         """Encode once where the runtime then starts the threads of all later callers, and has not yet: they keep the
         priority of the thread that asks first.
         """
-        if self._encoder is None and not self.runtime.startswith(("torch", "cuda")):
+        if self._encoder is None and self._is_exported:
             self.encode(torch.zeros(self.side_px, self.side_px))
 
     def decode(
