@@ -39,7 +39,7 @@ def disputed(phantom_workspace):
     nearest = np.array(taken_first)
     nearest[0, 0] = other
     probs = torch.nn.functional.one_hot(judge, 3).permute(0, 3, 1, 2).float()
-    return workspace, cohort, Peers(probs, nearest, nearest, np.array([True, True])), other
+    return workspace, cohort, Peers(probs, nearest, nearest, *np.ones((2, 2), bool)), other
 
 
 def test_what_the_students_prefer_is_taken_where_it_is_open(disputed):
