@@ -23,7 +23,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from common import case_means, open_run, open_test, out_dir, paired, parser_of, tell, write_json
+from common import case_means, open_run, open_test, open_truth, out_dir, paired, parser_of, tell, write_json
 
 from samcorrect.lib.core.metrics import bootstrap_mean, rounded
 from samcorrect.lib.loop.arms import by_case, last_student, student_predictor
@@ -59,9 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--loop-rules", nargs="+", choices=RULES, default=["ours", "random"], help="of the full loop")
     parser.add_argument("--plot", type=Path, help="draw the curves into this PNG file")
     parsed = parser.parse_args(arguments)
-    cases, runs, document = open_test(parsed), {}, {}
+    truth, cases, runs, document = open_truth(parsed, is_needed_of_all=True), open_test(parsed), {}, {}
     for seed in parsed.seeds:
-        runs[str(seed)] = run_seed(parsed, seed, cases)
+        runs[str(seed)] = run_seed(parsed, seed, cases, truth)
         document = {"seeds": runs, **over_seeds(list(runs.values()))}
         write_json(parsed.json, document)
         if parsed.plot:
@@ -70,9 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run_seed(parsed: argparse.Namespace, seed: int, cases: list[Case]) -> dict[str, Any]:
+def run_seed(parsed: argparse.Namespace, seed: int, cases: list[Case], truth: GroundTruth) -> dict[str, Any]:
     """The curve of every rule, and the full loop."""
-    started, truth = time.monotonic(), GroundTruth(parsed.labels)
+    started = time.monotonic()
     indices = load_protocol(parsed.protocol).indices
 
     def dice_of(student: Student) -> dict[str, float | None]:

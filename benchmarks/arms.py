@@ -24,12 +24,15 @@ from common import (
     case_means,
     open_run,
     open_test,
+    open_truth,
     original_cohort,
     original_labels,
     out_dir,
     paired,
     parser_of,
+    run_main,
     tell,
+    tell_quarantined,
     write_json,
 )
 from noise import write_shifted_protocol
@@ -126,21 +129,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-ablation", action="store_true", help="leave out samcorrect without one part each")
     parser.add_argument("--box-noise", type=float, nargs="+", default=[], help="shares by which boxes are moved")
     parsed = parser.parse_args(arguments)
-    cases, runs = open_test(parsed), {}
+    truth, cases, runs = open_truth(parsed), open_test(parsed), {}
     document: dict[str, Any] = {}
     for seed in parsed.seeds:
-        runs[str(seed)] = run_seed(parsed, seed, cases)
+        runs[str(seed)] = run_seed(parsed, seed, cases, truth)
         document = {"seeds": runs, **over_seeds(list(runs.values()))}
         write_json(parsed.json, document)
     print_tables(document)
     return 0
 
 
-def run_seed(parsed: argparse.Namespace, seed: int, cases: list[Case]) -> dict[str, Any]:
+def run_seed(parsed: argparse.Namespace, seed: int, cases: list[Case], truth: GroundTruth) -> dict[str, Any]:
     """All arms of one seed; samcorrect first, so that its times are those of a run alone."""
-    started, run, truth = time.monotonic(), SeedRun(parsed, seed, cases), GroundTruth(parsed.labels)
+    started, run = time.monotonic(), SeedRun(parsed, seed, cases)
     told: dict[str, Any] = {"wall_s": {}}
     box = run.labelled("box", preset="huang2023")
+    tell_quarantined(box)
     if "samcorrect" in parsed.arms:
         result = run.loop("samcorrect", {})
         told = _of_labels(run.open("samcorrect"), result, box, truth)
@@ -318,4 +322,4 @@ def print_tables(document: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main))

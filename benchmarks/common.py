@@ -3,12 +3,14 @@
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from samcorrect.lib.core.metrics import bootstrap_mean, rounded
+from samcorrect.lib.errors import LabelError, SamCorrectError
 from samcorrect.lib.loop.cohort import Cohort, load_cohort
 from samcorrect.lib.loop.evaluation import Case, GroundTruth, load_cases
 from samcorrect.lib.loop.students import MODELS_NAME
@@ -20,6 +22,8 @@ from samcorrect.lib.store.schema import TAG_ORIGINAL, LabelVersionRow
 from samcorrect.lib.store.studies import LocalStudies
 
 SETTINGS = ("rounds", "student_steps", "judge_steps")
+# Of images in one line.
+MAX_TOLD = 10
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:
@@ -76,6 +80,37 @@ def open_test(parsed: argparse.Namespace) -> list[Case]:
         print(f"test image {image_id} is left out: {reason}", file=sys.stderr)
     store.ledger.close()
     return cases
+
+
+def open_truth(parsed: argparse.Namespace, *, is_needed_of_all: bool = False) -> GroundTruth:
+    """The truth of the training images, checked; says on the console of which images there is none.
+
+    Raises:
+        LabelError: As `GroundTruth.check`, or where every image needs one and some have none.
+    """
+    truth = GroundTruth(parsed.labels)
+    lacking = truth.check(LocalStudies(parsed.images), load_protocol(parsed.protocol))
+    told = f"{len(lacking)} image(s) have no ground truth in {parsed.labels}: {', '.join(lacking[:MAX_TOLD])}"
+    if lacking and is_needed_of_all:
+        raise LabelError(f"{told}; here a person approves each of them")
+    if lacking:
+        print(told, file=sys.stderr)
+    return truth
+
+
+def tell_quarantined(workspace: Workspace) -> None:
+    """Say on the console which training images were set aside, and why."""
+    for image_id, reason in workspace.store.ledger.quarantined():
+        print(f"image {image_id} is left out: {reason}", file=sys.stderr)
+
+
+def run_main(main: Callable[[], int]) -> int:
+    """Run a benchmark; a fault of the input is one line, and returns 1."""
+    try:
+        return main()
+    except (SamCorrectError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def original_labels(workspace: Workspace) -> dict[str, LabelVersionRow]:

@@ -7,12 +7,13 @@ import numpy as np
 import yaml
 from scipy.ndimage import distance_transform_edt
 
+from samcorrect.lib.errors import ImageError
 from samcorrect.lib.loop.cohort import best_labels
 from samcorrect.lib.loop.evaluation import GroundTruth
 from samcorrect.lib.loop.pseudo_label import pseudo_label_store
 from samcorrect.lib.loop.rounds import run_loop
 from samcorrect.lib.loop.workspace import Progress, Workspace
-from samcorrect.lib.protocol import CSV_COLUMNS
+from samcorrect.lib.protocol import CSV_COLUMNS, Protocol, Structure
 from samcorrect.lib.store.schema import TAG_ORIGINAL
 
 # arXiv 2308.00883, authors' code: masks are dilated or eroded by 1 to 8 pixels.
@@ -41,8 +42,7 @@ def make_labels(workspace: Workspace, noise: str, truth: GroundTruth, progress: 
     elif noise == "corrected":
         run_loop(workspace.with_settings(rounds=1), progress=progress)
     elif noise.startswith(MORPH) and noise.removeprefix(MORPH).isdigit():
-        if not best_labels(workspace):
-            _save_morphed(workspace, truth, int(noise.removeprefix(MORPH)) / 100)
+        _save_morphed(workspace, truth, int(noise.removeprefix(MORPH)) / 100)
     else:
         raise ValueError(f"no noise {noise!r}; known are {', '.join(NOISES)}")
 
@@ -76,6 +76,8 @@ def shift_box(box_vox: np.ndarray, *, share: float, rng: np.random.Generator) ->
 def write_shifted_protocol(workspace: Workspace, folder: Path, *, share: float) -> Path:
     """Write the workspace's protocol with a box for every image, each moved by `shift_box`; returns its file.
 
+    A box of all slices of a volume stays one, which is cut along its slices.
+
     Raises:
         ValueError: A structure is prompted by the student and has no box.
     """
@@ -89,6 +91,8 @@ def write_shifted_protocol(workspace: Workspace, folder: Path, *, share: float) 
                 raise ValueError(f"{structure.name!r} is prompted by the student and has no box to move")
             # Inside the image and at least two voxels wide, or the protocol is refused.
             moved, limits = shift_box(box, share=share, rng=rng), np.array(shape, dtype=np.float64)
+            if (box[2] == (0, shape[2])).all():
+                moved[2] = box[2]
             starts = np.clip(moved[:, 0], 0, np.maximum(limits - 2, 0))
             stops = np.clip(moved[:, 1], np.minimum(starts + 2, limits), limits)
             corners = np.round([*starts[:2], *stops[:2], starts[2], stops[2]], 2)
@@ -97,25 +101,38 @@ def write_shifted_protocol(workspace: Workspace, folder: Path, *, share: float) 
     with (folder / "boxes.csv").open("w", newline="", encoding="utf-8") as handle:
         csv.writer(handle).writerows([[*CSV_COLUMNS, "z0", "z1"], *rows])
     prompt = {"source": "boxes_file", "path": "boxes.csv"}
-    structures = [{"name": s.name, "index": s.index, "prompt": prompt} for s in protocol.structures]
+    structures = [{"name": s.name, "index": s.index, "prompt": prompt, **_window(s)} for s in protocol.structures]
     path = folder / "protocol.yaml"
-    path.write_text(yaml.safe_dump({"structures": structures}), encoding="utf-8")
+    path.write_text(yaml.safe_dump({"structures": structures, **_window(protocol)}), encoding="utf-8")
     return path
 
 
+def _window(of: Protocol | Structure) -> dict[str, list[float]]:
+    return {} if of.window_hu is None else {"window_hu": list(of.window_hu)}
+
+
 def _save_morphed(workspace: Workspace, truth: GroundTruth, share: float) -> None:
-    protocol = workspace.require_protocol()
-    rows = [row for row in workspace.store.ledger.images() if row.id in truth]
+    protocol, labels = workspace.require_protocol(), best_labels(workspace)
+    ledger = workspace.store.ledger
+    # With those that were set aside: which labels are moved does not depend on it.
+    image_ids = sorted({*ledger.image_ids(), *(image_id for image_id, _ in ledger.quarantined())})
+    image_ids = [image_id for image_id in image_ids if image_id in truth]
     rng = np.random.default_rng(workspace.settings.seed)
-    n_moved = round(share * len(rows))
-    moved = {index: set(rng.permutation(len(rows))[:n_moved].tolist()) for index in protocol.indices}
-    for number, row in enumerate(rows):
-        volume = workspace.store.read_image(row.id)
-        true_map = truth.label_map(row.id, volume)
+    n_moved = round(share * len(image_ids))
+    moved = {index: set(rng.permutation(len(image_ids))[:n_moved].tolist()) for index in protocol.indices}
+    for number, image_id in enumerate(image_ids):
+        try:
+            volume = workspace.store.read_image(image_id)
+        except ImageError as error:
+            ledger.quarantine(image_id, str(error))
+            continue
+        true_map = truth.label_map(image_id, volume)
         label_map = np.zeros(true_map.shape, np.uint8)
         for index in protocol.indices:
             mask = true_map == index
             if number in moved[index]:
                 mask = morph(mask, radius_px=int(rng.integers(MORPH_PX[0], MORPH_PX[1] + 1) * rng.choice([-1, 1])))
             label_map[mask & (label_map == 0)] = index
-        workspace.store.save_label_map(row.id, label_map, tag=TAG_ORIGINAL, maker=MORPH, affine=volume.affine)
+        kept = labels.get(image_id)
+        if kept is None or (workspace.store.read_label(kept, volume) != label_map).any():
+            workspace.store.save_label_map(image_id, label_map, tag=TAG_ORIGINAL, maker=MORPH, affine=volume.affine)

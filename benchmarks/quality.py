@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import open_run, tell, write_json
+from common import open_run, open_truth, run_main, tell, tell_quarantined, write_json
 from measures import measure_scores
 from noise import NOISES, make_labels
 
@@ -44,6 +44,8 @@ except ImportError:
     get_label_quality_scores = None
 
 UNION, CEILING = "_union", "students_of_truth"
+# With fewer, the interval of a rank correlation of 0.7 reaches down to 0.3.
+MIN_LABELS = 20
 CHOOSERS = ("box", "mean_of_prompts", "predicted_iou", "stability", "first_pass", "second_pass", "oracle")
 Rows = dict[str, np.ndarray]
 
@@ -54,11 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = parsed.dataset or parsed.protocol.stem
     measured: dict[str, Any] = {}
     choosing: dict[str, Any] = {}
+    truth = open_truth(parsed)
     for noise in parsed.noise.split(","):
         for seed in parsed.seeds:
             started = time.monotonic()
-            workspace, truth = open_run(parsed, seed, noise), GroundTruth(parsed.labels)
+            workspace = open_run(parsed, seed, noise)
             make_labels(workspace, noise, truth, tell)
+            tell_quarantined(workspace)
             cohort = load_cohort(workspace, best_labels(workspace))
             scores = score_cohort(workspace, cohort, seed=seed)
             rows = _rows(workspace, cohort, scores, seed=seed, with_losses=not parsed.no_losses)
@@ -67,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _enter(measured, noise, seed, cohort, rows, *_true_dice(workspace, cohort, truth))
             if noise == "chosen":
                 choosing[str(seed)] = _choosing(workspace, cohort, scores, truth)
-            print(f"{name} {noise} seed {seed}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+            few = f"; {len(cohort)} labels say little of a ranking" if len(cohort) < MIN_LABELS else ""
+            print(f"{name} {noise} seed {seed}: {time.monotonic() - started:.0f} s{few}", file=sys.stderr, flush=True)
             write_json(parsed.json, {name: measured})
     if choosing:
         path = parsed.json.with_name(f"{parsed.json.stem}-choosing.json")
@@ -198,10 +203,13 @@ def _enter(
 
 def _of_union(values: np.ndarray, areas: np.ndarray) -> np.ndarray:
     """Scores of all structures as one mask, as their Dice would: the mean weighted by area; an undefined one is left
-    out."""
-    weights = np.where(np.isfinite(values), np.maximum(areas, 1), 0)
+    out. What is equal stays equal: the mean is that of the differences to one of the values.
+    """
+    is_defined = np.isfinite(values)
+    weights = np.where(is_defined, np.maximum(areas, 1), 0)
+    first = np.take_along_axis(values, is_defined.argmax(1)[:, None], 1)
     with np.errstate(invalid="ignore"):
-        return (np.nan_to_num(values) * weights).sum(1) / weights.sum(1)
+        return first[:, 0] + (np.where(is_defined, values - first, 0) * weights).sum(1) / weights.sum(1)
 
 
 def _choosing(workspace: Workspace, cohort: Cohort, scores: Scores, truth: GroundTruth) -> dict[str, Any]:
@@ -223,7 +231,7 @@ def _choosing(workspace: Workspace, cohort: Cohort, scores: Scores, truth: Groun
                 "predicted_iou": values[np.argmax(found[k].predicted_iou)],
                 "stability": values[np.argmax(found[k].stability)],
                 "first_pass": values[label.info["structures"][name]["candidate"]],
-                "second_pass": values[scores.chosen[number, k]],
+                "second_pass": np.nan if scores.chosen is None else values[scores.chosen[number, k]],
                 "oracle": values.max(),
             }
             for chooser, value in picks.items():
@@ -243,7 +251,7 @@ def _choosing(workspace: Workspace, cohort: Cohort, scores: Scores, truth: Groun
 
 def _print_choosing(choosing: dict[str, Any]) -> None:
     for name in next(iter(choosing.values())):
-        means = {c: np.mean([told[name][c]["dice_mean"] for told in choosing.values()]) for c in CHOOSERS}
+        means = {c: np.mean(np.array([t[name][c]["dice_mean"] for t in choosing.values()], float)) for c in CHOOSERS}
         print(f"choosing {name}: " + ", ".join(f"{c} {m:.3f}" for c, m in means.items()))
 
 
@@ -262,4 +270,4 @@ def _print_table(measured: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main))

@@ -12,8 +12,9 @@ from pathlib import Path
 
 if __name__ == "__main__":
     from approvals import main
+    from common import run_main
 
-    sys.exit(main())
+    sys.exit(run_main(main))
 
 # A benchmark runs with this folder first on its path, so `import queue` of any library finds this file: it stands aside
 # for the module of the standard library.

@@ -3,10 +3,12 @@
 import importlib
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -16,6 +18,7 @@ from samcorrect.lib.loop.cohort import best_labels, load_cohort
 from samcorrect.lib.loop.evaluation import GroundTruth
 from samcorrect.lib.loop.workspace import open_workspace
 from samcorrect.lib.protocol import load_protocol
+from samcorrect.lib.settings import Settings
 from samcorrect.lib.store.volumes import LPS_TO_RAS, read_label_map
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -96,6 +99,44 @@ def test_a_protocol_of_shifted_boxes_prompts_every_image_inside_it(module, phant
             assert box[2].tolist() == [0, 1]
             boxes[row.id, structure.name] = tuple(box.ravel())
     assert len(set(boxes.values())) > 10
+
+
+def test_shifted_boxes_of_volumes_keep_the_window_and_the_slices_that_a_box_was_drawn_in(module, tmp_path):
+    studies = tmp_path / "studies"
+    studies.mkdir()
+    nib.save(nib.Nifti1Image(np.zeros((40, 50, 6), np.int16), np.eye(4)), studies / "ct.nii.gz")
+    flat, deep = "xyxy: [0.2, 0.2, 0.6, 0.6]", "xyz: [[0.2, 0.6], [0.2, 0.6], [0.2, 0.8]]"
+    (studies / "protocol.yaml").write_text(
+        "window_hu: [-160, 240]\nstructures:\n"
+        f"  - {{name: liver, index: 1, prompt: {{source: box, {flat}}}}}\n"
+        f"  - {{name: lung, index: 2, window_hu: [-500, 1300], prompt: {{source: box, {deep}}}}}\n",
+        encoding="utf-8",
+    )
+    workspace = open_workspace(studies, Settings(state=tmp_path / "state"))
+    workspace.store.rescan()
+
+    protocol = load_protocol(module("noise").write_shifted_protocol(workspace, tmp_path / "boxes", share=0.2))
+
+    workspace.store.ledger.close()
+    assert [protocol.window_of(name) for name in protocol.names] == [(-160, 240), (-500, 1300)]
+    liver, lung = (protocol.box_vox(structure, "ct.nii.gz", (40, 50, 6)) for structure in protocol.structures)
+    assert liver[2].tolist() == [0, 6]
+    assert lung[2].tolist() != pytest.approx([1.2, 4.8])
+
+
+def test_truth_that_is_missing_is_told_and_refused_where_a_person_needs_it(module, phantoms, options, tmp_path, capsys):
+    labels = tmp_path / "labels"
+    shutil.copytree(phantoms.labels, labels)
+    (labels / "case3.png").unlink()
+    common = module("common")
+    parsed = common.parser_of("").parse_args([*options, "--labels", str(labels)])
+
+    assert "case4" in common.open_truth(parsed)
+
+    assert f"1 image(s) have no ground truth in {labels}: case3.png" in capsys.readouterr().err
+    arguments = [*options, "--labels", str(labels), "--approvals", "0", "--loop-approvals", "0"]
+    assert common.run_main(lambda: module("approvals").main(arguments)) == 1
+    assert "error: 1 image(s) have no ground truth" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -2,11 +2,18 @@
 
 import importlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from samcorrect.lib.loop.cohort import best_labels, load_cohort
+from samcorrect.lib.loop.evaluation import GroundTruth
+from samcorrect.lib.loop.pseudo_label import pseudo_label_store
+from samcorrect.lib.loop.scoring import score_cohort
+from samcorrect.lib.loop.workspace import no_progress, open_workspace
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 NAN = float("nan")
@@ -88,6 +95,54 @@ def test_morphology_by_hand(module):
     assert morph(square, radius_px=-1)[..., 0].sum() == 1
     assert not morph(square, radius_px=-2).any()
     assert not morph(square, radius_px=3)[..., 1].any()
+
+
+def test_morphed_labels_follow_the_truth_and_leave_out_what_cannot_be_read(module, phantoms, tmp_path):
+    images, labels = (shutil.copytree(of, tmp_path / of.name) for of in (phantoms.images, phantoms.labels))
+    (images / "case7.png").write_bytes((images / "case7.png").read_bytes()[:200])
+    workspace = open_workspace(images, phantoms.settings.model_copy(update={"state": tmp_path / "state"}))
+
+    def versions():
+        workspace.store.rescan()
+        module("noise").make_labels(workspace, "morph50", GroundTruth(labels), no_progress)
+        return {image_id: row.id for image_id, row in best_labels(workspace).items()}
+
+    first = versions()
+    assert len(first) == 9
+    assert [name for name, _ in workspace.store.ledger.quarantined()] == ["case7"]
+    assert versions() == first
+    shutil.copyfile(labels / "case1.png", labels / "case2.png")
+    second = versions()
+    workspace.store.ledger.close()
+    assert {image_id for image_id in first if first[image_id] != second[image_id]} == {"case2"}
+
+
+def test_scores_of_the_union_are_weighted_by_area_and_keep_ties(module):
+    of_union = module("quality")._of_union
+    values = np.array([[0.2, 0.8], [NAN, 0.7], [NAN, NAN]])
+    told = of_union(values, np.array([[30, 10], [5, 5], [5, 5]]))
+    assert told[:2] == pytest.approx([0.35, 0.7])
+    assert np.isnan(told[2])
+    # Half of the labels have one score each, and rounding may not part them.
+    rng = np.random.default_rng(0)
+    same = np.repeat(rng.random((500, 1)), 3, 1)
+    assert np.array_equal(of_union(same, rng.integers(1, 9999, (500, 3))), same[:, 0])
+
+
+def test_too_few_images_for_students_choose_nothing_a_second_time(module, phantoms, tmp_path):
+    settings = phantoms.settings.model_copy(update={"state": tmp_path / "state"})
+    workspace = open_workspace(phantoms.images, settings, cache_dir=phantoms.cache)
+    workspace.store.rescan()
+    pseudo_label_store(workspace, image_ids=["case0", "case1"])
+    cohort = load_cohort(workspace, best_labels(workspace))
+    scores = score_cohort(workspace, cohort, seed=0)
+
+    told = module("quality")._choosing(workspace, cohort, scores, GroundTruth(phantoms.labels))
+
+    workspace.store.ledger.close()
+    assert told["left blob"]["second_pass"] == {"dice_mean": None, "dice_ci95": [None, None], "n": 0}
+    assert told["left blob"]["oracle"]["n"] == 2
+    module("quality")._print_choosing({"0": told})
 
 
 def test_the_batch_ratio_by_hand(module):

@@ -94,9 +94,9 @@ def _loop(parsed: argparse.Namespace, settings: Settings) -> int:
     _require_outside(parsed.out, workspace)
     # Before hours of work, not after them.
     if truth is not None:
-        truth.check(workspace.store.studies)
+        truth.check(workspace.store.studies, workspace.require_protocol())
     if test is not None:
-        test[1].check(LocalStudies(test[0]))
+        test[1].check(LocalStudies(test[0]), workspace.require_protocol())
     served = ProgressFile(parsed.out, workspace.settings.rounds) if parsed.served else None
     if served is not None:
         threading.Thread(target=_end_with_stdin, daemon=True).start()

@@ -1,5 +1,6 @@
 """Comparison with ground truth, on numbers worked out by hand."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +23,7 @@ from samcorrect.lib.loop.evaluation import (
     summarise_arm,
 )
 from samcorrect.lib.loop.rounds import RunResult
+from samcorrect.lib.protocol import load_protocol
 from samcorrect.lib.store.studies import LocalStudies
 from samcorrect.lib.store.volumes import LPS_TO_RAS, Volume
 
@@ -41,7 +43,22 @@ def test_ground_truth_of_other_images_and_a_missing_folder_are_told(phantoms, tm
     with pytest.raises(StoreError, match=r"the ground truth folder .*gone does not exist"):
         GroundTruth(tmp_path / "gone")
     with pytest.raises(LabelError, match=r"no file in .*test-labels has the name of an image in .*images"):
-        GroundTruth(phantoms.test_labels).check(LocalStudies(phantoms.images))
+        GroundTruth(phantoms.test_labels).check(
+            LocalStudies(phantoms.images), load_protocol(phantoms.images / "protocol.yaml")
+        )
+
+
+def test_ground_truth_is_checked_before_anything_is_made_of_it(phantoms, tmp_path):
+    protocol, images = load_protocol(phantoms.images / "protocol.yaml"), LocalStudies(phantoms.images)
+    assert GroundTruth(phantoms.labels).check(images, protocol) == []
+    shutil.copyfile(phantoms.labels / "case3.png", tmp_path / "case3.png")
+    assert GroundTruth(tmp_path).check(images, protocol) == [f"case{n}.png" for n in range(10) if n != 3]
+    Image.fromarray(np.full((80, 96), 3, np.uint8)).save(tmp_path / "case3.png")
+    with pytest.raises(LabelError, match=r"holds no right blob \(7\); its indices are \[3\]"):
+        GroundTruth(tmp_path).check(images, protocol)
+    Image.fromarray(np.full((80, 90), 3, np.uint8)).save(tmp_path / "case3.png")
+    with pytest.raises(LabelError, match=r"1 ground truth\(s\) cannot be used: the ground truth of case3 is not on"):
+        GroundTruth(tmp_path).check(images, protocol)
 
 
 def test_ground_truth_without_a_structure_of_the_protocol_is_told(labelled, tmp_path):

@@ -13,6 +13,7 @@ from samcorrect.lib.loop.peers import Peers
 from samcorrect.lib.loop.rescoring import score_store
 from samcorrect.lib.loop.scoring import (
     MIN_IMAGES_FOR_PEERS,
+    expect_structures,
     explain,
     fuse_structures,
     measure_labels,
@@ -50,7 +51,7 @@ def test_labels_that_are_rightly_empty_are_good_and_hide_no_bad_one(labelled):
     rightly_empty, wrongly_empty, shifted, first = [0, 1, 3], 4, [2, 5], 0
     for number in rightly_empty:
         cohort.targets[number][cohort.targets[number] == first + 1] = 0
-    probs = one_hot(cohort.targets, 3).permute(0, 3, 1, 2) * 0.94 + 0.02
+    probs = one_hot(cohort.targets.long(), 3).permute(0, 3, 1, 2) * 0.94 + 0.02
     cohort.targets[shifted] = torch.roll(cohort.targets[shifted], 12, dims=2)
     cohort.targets[wrongly_empty][cohort.targets[wrongly_empty] == first + 1] = 0
     peers = Peers(probs, np.full((10, 2), -1), np.full((10, 2), -1), *np.ones((2, 2), bool))
@@ -78,6 +79,21 @@ def test_where_sam_contradicts_its_prompts_students_alone_are_believed():
     assert judged(is_judge=False, is_believed=True) < 0.5
 
 
+def test_the_dice_that_is_expected_is_that_with_who_is_believed(labelled):
+    workspace = labelled(shares_trainings=False)
+    cohort = load_cohort(workspace, best_labels(workspace))
+    rng = np.random.default_rng(0)
+    values = np.linspace(0.1, 0.9, 10)
+    features = [{"peer_dice": values / 2, "vote_dice": 1 - (1 - values) / 2 + rng.normal(0, 1e-3, 10)}] * 2
+    peers = Peers(None, None, None, np.array([True, False]), np.ones(2, bool))
+
+    students, prompts = expect_structures(workspace, np.stack([values] * 2, 1), features, cohort.labels, peers)
+
+    assert students.mean == pytest.approx(values / 2)
+    assert prompts.mean == pytest.approx(1 - (1 - values) / 2, abs=0.01)
+    assert not np.any([students.n_approved, prompts.n_approved])
+
+
 def test_students_that_see_a_structure_nowhere_gain_nothing_where_it_is_not(labelled):
     workspace = labelled(is_bad=lambda _: False)
     cohort = load_cohort(workspace, best_labels(workspace))
@@ -86,7 +102,7 @@ def test_students_that_see_a_structure_nowhere_gain_nothing_where_it_is_not(labe
         cohort.targets[number][cohort.targets[number] == first + 1] = 0
     blind = cohort.targets.clone()
     blind[blind == first + 1] = 0
-    probs = one_hot(blind, 3).permute(0, 3, 1, 2) * 0.94 + 0.02
+    probs = one_hot(blind.long(), 3).permute(0, 3, 1, 2) * 0.94 + 0.02
     peers = Peers(probs, np.full((10, 2), -1), np.full((10, 2), -1), *np.ones((2, 2), bool))
 
     features = with_typicality(*measure_labels(cohort, [None] * 10, peers))

@@ -38,7 +38,7 @@ def disputed(phantom_workspace):
     taken_first = [[label.info["structures"][n]["candidate"] for n in cohort.config.names] for label in cohort.labels]
     nearest = np.array(taken_first)
     nearest[0, 0] = other
-    probs = torch.nn.functional.one_hot(judge, 3).permute(0, 3, 1, 2).float()
+    probs = torch.nn.functional.one_hot(judge.long(), 3).permute(0, 3, 1, 2).float()
     return workspace, cohort, Peers(probs, nearest, nearest, *np.ones((2, 2), bool)), other
 
 
@@ -81,7 +81,7 @@ def test_a_label_is_corrected_without_a_flag_and_says_from_which_prompt(disputed
     scores = replace(scored, peers=peers, peer_probs=peers.probs, doubts=("doubtful", ""), features=features)
     nowhere = np.zeros((2, 2), bool)
 
-    corrections = correct_cohort(workspace, cohort, scores, nowhere, seed=0)
+    corrections = dict(correct_cohort(workspace, cohort, scores, nowhere, seed=0))
 
     assert list(corrections) == [0]
     assert count_corrections(flagged_images(nowhere), corrections.keys()) == {
@@ -103,9 +103,9 @@ def test_a_label_is_corrected_without_a_flag_and_says_from_which_prompt(disputed
     assert row.prompts[name]["box"] == pytest.approx(found.boxes[other], abs=0.01)
     assert row.info["reasons"] == [f"{name}: {ANOTHER_PROMPT} (judge {corrections[0].score_before:.2f} to 1.00)"]
     # A structure that is not doubtful, or that the students do not know, keeps its labels, and so does a person.
-    assert not correct_cohort(workspace, cohort, replace(scores, doubts=("", "")), nowhere, seed=0)
+    assert not list(correct_cohort(workspace, cohort, replace(scores, doubts=("", "")), nowhere, seed=0))
     ignorant = replace(scores, peers=replace(peers, is_judge=np.zeros(2, bool)))
-    assert not correct_cohort(workspace, cohort, ignorant, nowhere, seed=0)
+    assert not list(correct_cohort(workspace, cohort, ignorant, nowhere, seed=0))
     workspace.store.submit_label("case0", workspace.store.label_path(row), tag="final", user="anna")
     approved = load_cohort(workspace, best_labels(workspace) | {"case0": workspace.store.label("case0", "final")})
-    assert not correct_cohort(workspace, replace(cohort, labels=approved.labels), scores, nowhere, seed=0)
+    assert not list(correct_cohort(workspace, replace(cohort, labels=approved.labels), scores, nowhere, seed=0))

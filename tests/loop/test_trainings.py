@@ -88,7 +88,7 @@ def test_a_tenth_of_the_trusted_cases_is_held_out_whole(cohort_of):
         targets=torch.cat([cohort.targets] * 2),
     )
     sampling = np.where(np.arange(20) < 4, 0.1, 1.0)  # nobody trusts the first two patients
-    data = _training_data(twice, np.arange(20), sampling, None, None)
+    data = _training_data(twice, np.arange(20), sampling, None)
 
     held_out = _hold_out(twice, np.arange(20), data, seed=0).held_out
 
@@ -96,9 +96,7 @@ def test_a_tenth_of_the_trusted_cases_is_held_out_whole(cohort_of):
     assert rows[first].case_id == rows[second].case_id
     assert first >= 4
     assert torch.equal(held_out, _hold_out(twice, np.arange(20), data, seed=0).held_out)
-    assert (
-        _hold_out(twice, np.arange(7), _training_data(twice, np.arange(7), None, None, None), seed=0).held_out is None
-    )
+    assert _hold_out(twice, np.arange(7), _training_data(twice, np.arange(7), None, None), seed=0).held_out is None
 
 
 def replace_case(row, case_id: str):
@@ -137,5 +135,5 @@ def test_the_loop_trains_and_applies_students_of_volumes(cohort_of, dims):
     assert probs.shape == (10, 3, 32, 32)
     trained = train_on(workspace, cohort, np.arange(10), name="a", seed=1)
     assert trained.student.config.dims == dims
-    assert torch.allclose(predict_cohort(trained, cohort).sum(1), torch.ones(10, 32, 32), atol=1e-4)
+    assert torch.allclose(predict_cohort([trained], cohort).sum(1), torch.ones(10, 32, 32), atol=1e-4)
     assert all((workspace.store.state_dir / student.path).is_file() for student in pair)

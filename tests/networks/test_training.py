@@ -9,8 +9,9 @@ from scipy.ndimage import binary_dilation, binary_erosion
 
 from samcorrect.lib.core.losses import IGNORE
 from samcorrect.lib.networks.augmentation import augment
+from samcorrect.lib.networks.samples import TrainingData
 from samcorrect.lib.networks.student import StudentConfig, predict_frames, student_bytes
-from samcorrect.lib.networks.training import Training, TrainingData, train_network
+from samcorrect.lib.networks.training import Training, train_network
 
 SIDE_PX = 64
 CONFIG = StudentConfig(names=("disc",), indices=(1,), side_px=SIDE_PX)

@@ -7,8 +7,9 @@ import torch
 
 from samcorrect.lib.errors import TrainingError
 from samcorrect.lib.networks import training as training_module
+from samcorrect.lib.networks.samples import TrainingData
 from samcorrect.lib.networks.student import StudentConfig, build_network, predict_frames, student_bytes
-from samcorrect.lib.networks.training import TrainingData, train_network
+from samcorrect.lib.networks.training import train_network
 
 SIDE_PX = 32
 CONFIG = StudentConfig(names=("left", "right"), indices=(1, 2), side_px=SIDE_PX, dropout=0.1)

@@ -34,13 +34,14 @@ class ExpectedDice:
 
 
 def expect_dice(
-    scores: np.ndarray, peer_dice: np.ndarray, approved_scores: np.ndarray, approved_dice: np.ndarray
+    scores: np.ndarray, reference_dice: np.ndarray, approved_scores: np.ndarray, approved_dice: np.ndarray
 ) -> ExpectedDice:
     """What the scores of one structure's labels say of their Dice.
 
     Args:
         scores: (N,) in [0, 1] or nan.
-        peer_dice: (N,) Dice of label and out-of-fold peer, or nan: the prior.
+        reference_dice: (N,) Dice of label and who is believed to be about right (out-of-fold students, or the
+            vote of SAM's prompts), or nan: the prior.
         approved_scores: (n,) scores of labels that were drawn at random and then seen by a person. Labels that were
             served worst first must not be among them: they are not exchangeable with the others.
         approved_dice: (n,) Dice of those labels with what the person made of them, or nan.
@@ -48,11 +49,11 @@ def expect_dice(
     Returns:
         Calibrated from MIN_APPROVED approved labels on, else the prior.
     """
-    prior = prior_expected_dice(scores, peer_dice)
+    prior = prior_expected_dice(scores, reference_dice)
     known = np.isfinite(approved_scores) & np.isfinite(approved_dice)
     if known.sum() < MIN_APPROVED or not np.isfinite(prior.mean).any():
         return prior
-    at_approved = _prior_mean(approved_scores[known], scores, peer_dice)
+    at_approved = _prior_mean(approved_scores[known], scores, reference_dice)
     return _calibrate(prior.mean, at_approved, approved_dice[known])
 
 
@@ -62,35 +63,39 @@ def each_of_its_kind(kinds: np.ndarray, one: ExpectedDice, other: ExpectedDice) 
     return ExpectedDice(*(np.where(kinds, b, a) for a, b in pairs))
 
 
-def prior_expected_dice(scores: np.ndarray, peer_dice: np.ndarray) -> ExpectedDice:
+def prior_expected_dice(scores: np.ndarray, reference_dice: np.ndarray) -> ExpectedDice:
     """What the score says of the Dice as long as too few approved labels can calibrate it.
 
-    The Dice with the out-of-fold peer, made monotone in the score. It assumes that the peer is about right; a bias that
-    label and peer share is not seen, so this is a prior and is reported as one.
+    The Dice with the reference, made monotone in the score. It assumes that the reference is about right; a bias that
+    it shares with the label is not seen, so this is a prior and is reported as one.
 
     Args:
         scores: (N,) in [0, 1] or nan.
-        peer_dice: (N,) Dice of label and peer, or nan.
+        reference_dice: (N,) Dice of label and reference, or nan.
 
     Returns:
         nan everywhere where no label has both.
     """
-    mean = _prior_mean(scores, scores, peer_dice)
-    both = np.isfinite(scores) & np.isfinite(peer_dice)
+    mean = _prior_mean(scores, scores, reference_dice)
+    both = np.isfinite(scores) & np.isfinite(reference_dice)
     if not both.any():
         return ExpectedDice(mean, mean.copy(), mean.copy(), np.zeros(mean.shape, int))
-    half_width = max(PRIOR_MIN_HALF_WIDTH, Z_90 * float(np.std(peer_dice[both] - mean[both])))
+    half_width = max(PRIOR_MIN_HALF_WIDTH, Z_90 * float(np.std(reference_dice[both] - mean[both])))
     low, high = np.clip(mean - half_width, 0, 1), np.clip(mean + half_width, 0, 1)
     return ExpectedDice(mean, low, high, np.zeros(mean.shape, int))
 
 
-def _prior_mean(at: np.ndarray, scores: np.ndarray, peer_dice: np.ndarray) -> np.ndarray:
-    """Isotonic regression of the peer Dice on the score, read off `at` other scores; nan where it is not defined."""
-    both = np.isfinite(scores) & np.isfinite(peer_dice)
+def _prior_mean(at: np.ndarray, scores: np.ndarray, reference_dice: np.ndarray) -> np.ndarray:
+    """Isotonic regression of the Dice with the reference on the score, read off `at` other scores; nan where not
+    defined.
+    """
+    both = np.isfinite(scores) & np.isfinite(reference_dice)
     mean = np.full(at.shape, np.nan)
     defined = np.isfinite(at)
     if both.any() and defined.any():
-        regression = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(scores[both], peer_dice[both])
+        regression = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(
+            scores[both], reference_dice[both]
+        )
         mean[defined] = regression.predict(at[defined])
     return mean
 

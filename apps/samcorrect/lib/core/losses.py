@@ -12,12 +12,12 @@ def cross_entropy_map(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tens
 
     Args:
         logits: (B, C, H, W[, D]).
-        targets: (B, H, W[, D]) int64 channel numbers; IGNORE has loss 0.
+        targets: (B, H, W[, D]) integer channel numbers; IGNORE has loss 0.
 
     Returns:
         (B, H, W[, D]) float32, at least 0.
     """
-    return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="none")
+    return F.cross_entropy(logits.float(), targets.long(), ignore_index=IGNORE, reduction="none")
 
 
 def weighted_segmentation_loss(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from samcorrect.lib.core.metrics import rounded
 from samcorrect.lib.loop.cohort import Cohort, load_cohort
@@ -144,11 +143,11 @@ def _side_workspace(workspace: Workspace, state_dir: Path, **changes: Any) -> Wo
 def true_cohort(workspace: Workspace, labels: Mapping[str, LabelVersionRow], truth: GroundTruth) -> Cohort:
     """The cohort of the labelled images that have ground truth, with it in place of their labels."""
     cohort = load_cohort(workspace, {i: row for i, row in labels.items() if i in truth})
-    targets = []
-    for row in cohort.images:
+    targets = cohort.scratch.copy(cohort.targets)
+    for row, span in zip(cohort.images, cohort.spans, strict=True):
         true_map = truth.label_map(row.id, workspace.store.read_image(row.id))
-        targets.append(labels_to_frame(true_map, cohort.config.indices, cohort.config.side_px))
-    return replace(cohort, targets=torch.cat(targets))
+        targets[span] = labels_to_frame(true_map, cohort.config.indices, cohort.config.side_px)
+    return replace(cohort, targets=targets)
 
 
 def student_predictor(student: Student) -> Callable[[Case], np.ndarray]:

@@ -1,13 +1,14 @@
 """All images of a store with one label each, in the student's frame: what scoring, correction and training work on."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from samcorrect.lib.errors import ImageError, LabelError
+from samcorrect.lib.loop.scratch import Scratch
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
 from samcorrect.lib.networks.student import StudentConfig
 from samcorrect.lib.store.image_ids import log_name
@@ -18,6 +19,8 @@ from samcorrect.lib.transforms.frame import labels_to_frame, normalise_intensity
 logger = logging.getLogger(__name__)
 
 STAGE_READ = "reading images"
+# What is computed at once of many slices.
+SLICES_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,9 @@ class Cohort:
         shapes: (H, W, D) of each image.
         spans: The slices of each image among the N.
         frames: (N, side, side) float32 in [0, 1].
-        targets: (N, side, side) int64 channel numbers.
+        targets: (N, side, side) uint8 channel numbers.
         config: Names, indices and side for a student of this cohort.
+        scratch: Where other arrays of all slices belong.
     """
 
     images: list[ImageRow]
@@ -43,6 +47,7 @@ class Cohort:
     frames: torch.Tensor
     targets: torch.Tensor
     config: StudentConfig
+    scratch: Scratch
 
     def __len__(self) -> int:
         return len(self.images)
@@ -70,6 +75,11 @@ class Cohort:
         return tuple(
             self.spans[n].stop - self.spans[n].start for n in (range(len(self)) if numbers is None else numbers)
         )
+
+    def batches(self, numbers: np.ndarray) -> Iterator[np.ndarray]:
+        """Some images in portions of about SLICES_AT_ONCE slices, in order."""
+        ends = np.cumsum(self.lengths(numbers))
+        yield from np.split(numbers, np.flatnonzero(np.diff((ends - 1) // SLICES_AT_ONCE)) + 1)
 
     def subset(self, numbers: np.ndarray) -> torch.Tensor:
         """Slice numbers of some images."""
@@ -114,7 +124,8 @@ def load_cohort(
     config = StudentConfig(
         protocol.names, protocol.indices, side, dims=workspace.settings.student_dims, window_hu=protocol.image_window_hu
     )
-    images, used, affines, shapes, frames, targets = [], [], [], [], [], []
+    images, used, affines, shapes = [], [], [], []
+    frames, targets = workspace.scratch.growing(), workspace.scratch.growing()
     for done, row in enumerate(rows):
         try:
             volume = store.read_image(row.id)
@@ -128,10 +139,11 @@ def load_cohort(
         affines.append(volume.affine)
         shapes.append(volume.array.shape)
         frames.append(to_frame(normalise_intensity(volume.array, config.window_hu), side))
-        targets.append(labels_to_frame(label_map, protocol.indices, side))
+        targets.append(labels_to_frame(label_map, protocol.indices, side).to(torch.uint8))
         progress(STAGE_READ, done + 1, len(rows))
     if not images:
         raise LabelError("no image has a label yet; run `samcorrect pseudo-label` or `samcorrect import-labels` first")
     ends = np.cumsum([shape[2] for shape in shapes])
     spans = [slice(int(end - shape[2]), int(end)) for end, shape in zip(ends, shapes, strict=True)]
-    return Cohort(images, used, affines, shapes, spans, torch.cat(frames), torch.cat(targets), config)
+    arrays = (frames.finish(), targets.finish())
+    return Cohort(images, used, affines, shapes, spans, *arrays, config, workspace.scratch)

@@ -33,7 +33,7 @@ class Correction:
     reasons: list[str]
     score_before: float
     score_after: float
-    changes: Mapping[int, Choice] = field(default_factory=dict)
+    changes: Mapping[int, Choice | SecondChoice] = field(default_factory=dict)
 
 
 def save_correction(

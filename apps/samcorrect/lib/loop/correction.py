@@ -1,6 +1,6 @@
 """Stage 3: better labels for those that are judged low."""
 
-from collections.abc import Hashable, Sequence, Set
+from collections.abc import Hashable, Iterator, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from samcorrect.lib.loop.corrected_labels import Correction, known_ceiling, save
 from samcorrect.lib.loop.promotion import hold_out_cases
 from samcorrect.lib.loop.rescoring import score_store
 from samcorrect.lib.loop.scoring import Scores, score_cohort, write_scores
-from samcorrect.lib.loop.second_choice import choose_again, usual_areas, with_choices
+from samcorrect.lib.loop.second_choice import SecondChoice, choose_again, usual_areas, with_choices
 from samcorrect.lib.loop.students import SEED_STRIDE, predict_cohort, train_on, trusted_only
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
 from samcorrect.lib.networks.student import predict_frames, with_dropout_on
@@ -48,13 +48,15 @@ def correct_store(workspace: Workspace, *, progress: Progress = no_progress) -> 
     known = known_ceiling(workspace, cohort)
     flagged = flag_labels(workspace, cohort, scores, ceiling=known)
     ceiling = [new if old is None else old for old, new in zip(known, flag_ceiling(scores, flagged), strict=True)]
+    changed = set()
     corrections = correct_cohort(workspace, cohort, scores, flagged, seed=workspace.settings.seed, progress=progress)
-    for number, correction in corrections.items():
+    for number, correction in corrections:
         save_correction(workspace, cohort, number, correction, ceiling=ceiling, run_id=None, round_number=0)
-    if corrections:
+        changed.add(number)
+    if changed:
         # The peers that chose a correction are no judges of it.
         score_store(workspace, full=True, progress=progress)
-    return count_corrections(flagged_images(flagged), corrections.keys())
+    return count_corrections(flagged_images(flagged), changed)
 
 
 def count_corrections(flagged: Set[Hashable], changed: Set[Hashable]) -> dict[str, int]:
@@ -118,8 +120,8 @@ def correct_cohort(
     *,
     seed: int,
     progress: Progress = no_progress,
-) -> dict[int, Correction]:
-    """Corrections by the preset: image number to correction, only where something changed.
+) -> Iterator[tuple[int, Correction]]:
+    """Corrections by the preset: image numbers with their correction, one by one, only where something changed.
 
     Ours changes only structures that the students know better than SAM's prompts agree on them. It first takes another
     candidate of SAM where students agree better with it: for what is flagged, and for all labels of a structure that is
@@ -127,35 +129,34 @@ def correct_cohort(
     correct what is flagged.
     """
     if workspace.settings.preset == "huang2023":
-        return _correct_by_uncertainty(cohort, scores, flagged, seed=seed, progress=progress)
+        yield from _correct_by_uncertainty(cohort, scores, flagged, seed=seed, progress=progress)
+        return
     if scores.peers is None or not workspace.settings.has_module("correct"):
-        return {}
+        return
     untrusted = flagged | _worse_half(cohort, scores)
     has_judge = scores.peers.is_judge & _has_judge(scores, untrusted)
     judged = flagged & has_judge
     is_doubtful = np.array([bool(told) for told in scores.doubts])
     is_open = (judged | (has_judge & is_doubtful)) & ~cohort.is_approved[:, None]
     if not is_open.any():
-        return {}
+        return
     taken = choose_again(workspace, cohort, scores.peers, is_open, ~untrusted, progress=progress)
-    choices: dict[int, dict[int, Choice]] = {number: dict(of) for number, of in taken.items()}
     cohort = with_choices(cohort, taken)
     probs = (
         _corrector_probs(workspace, cohort, scores, untrusted, seed=seed, progress=progress) if judged.any() else None
     )
     areas = usual_areas(cohort, ~untrusted)
-    for number, k in np.argwhere(judged) if probs is not None else ():
-        choice = _choose(cohort, scores, probs, int(number), int(k), area_range=areas[k])
-        of_image = choices.setdefault(int(number), {})
-        if choice.is_changed or k not in of_image:
-            before = of_image[k].score_before if k in of_image else choice.score_before
-            of_image[int(k)] = replace(choice, score_before=before)
-    changed = [number for number, of in choices.items() if any(choice.is_changed for choice in of.values())]
-    corrections = {}
-    for done, number in enumerate(sorted(changed)):
-        corrections[number] = _on_grid(workspace, cohort, number, choices[number])
-        progress(STAGE_CORRECT, done + 1, len(changed))
-    return corrections
+    numbers = sorted({*taken, *(flagged_images(judged) if probs is not None else ())})
+    for done, number in enumerate(numbers):
+        choices: dict[int, Choice | SecondChoice] = dict(taken.get(number, {}))
+        for k in map(int, np.flatnonzero(judged[number])) if probs is not None else ():
+            choice = _choose(cohort, scores, probs, number, k, area_range=areas[k])
+            if choice.is_changed or k not in choices:
+                before = choices[k].score_before if k in choices else choice.score_before
+                choices[k] = replace(choice, score_before=before)
+        if any(choice.is_changed for choice in choices.values()):
+            yield number, _on_grid(workspace, cohort, number, choices)
+        progress(STAGE_CORRECT, done + 1, len(numbers))
 
 
 def _corrector_probs(
@@ -179,7 +180,7 @@ def _corrector_probs(
         )
         for number in range(N_CORRECTORS)
     ]
-    return torch.stack([predict_cohort(c, cohort) for c in correctors]).mean(0)
+    return predict_cohort(correctors, cohort)
 
 
 def _worse_half(cohort: Cohort, scores: Scores) -> np.ndarray:
@@ -206,10 +207,10 @@ def disputed_pixels(cohort: Cohort, peer_probs: torch.Tensor, flagged: np.ndarra
     Returns:
         (N, side, side) bool.
     """
-    disputed, judge = torch.zeros(cohort.targets.shape, dtype=torch.bool), peer_probs.argmax(1)
+    disputed = cohort.scratch.zeros(*cohort.targets.shape, dtype=torch.bool)
     for number, k in np.argwhere(flagged):
         span = cohort.spans[number]
-        disputed[span] |= (cohort.targets[span] == k + 1) != (judge[span] == k + 1)
+        disputed[span] |= (cohort.targets[span] == k + 1) != (peer_probs[span].argmax(1) == k + 1)
     return disputed
 
 
@@ -229,7 +230,9 @@ def _choose(
     return choose_correction(old, candidates, judge, area_range=area_range)
 
 
-def _on_grid(workspace: Workspace, cohort: Cohort, number: int, choices: dict[int, Choice]) -> Correction:
+def _on_grid(
+    workspace: Workspace, cohort: Cohort, number: int, choices: dict[int, Choice | SecondChoice]
+) -> Correction:
     label = cohort.labels[number]
     volume = workspace.store.read_image(label.image_id)
     before = workspace.store.read_label(label, volume)
@@ -254,10 +257,9 @@ def _on_grid(workspace: Workspace, cohort: Cohort, number: int, choices: dict[in
 
 def _correct_by_uncertainty(
     cohort: Cohort, scores: Scores, flagged: np.ndarray, *, seed: int, progress: Progress
-) -> dict[int, Correction]:
+) -> Iterator[tuple[int, Correction]]:
     probs = scores.peer_probs
     network = with_dropout_on(scores.trained.network)
-    corrections = {}
     numbers = np.flatnonzero(flagged.any(1))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -269,9 +271,8 @@ def _correct_by_uncertainty(
             old = cohort.targets[span].numpy()
             new = huang_correct(old, probs[span].argmax(1).numpy(), passes)
             if (new != old).any():
-                corrections[int(number)] = _huang_on_grid(cohort, int(number), old, new)
+                yield int(number), _huang_on_grid(cohort, int(number), old, new)
             progress(STAGE_CORRECT, done + 1, len(numbers))
-    return corrections
 
 
 def _huang_on_grid(cohort: Cohort, number: int, old: np.ndarray, new: np.ndarray) -> Correction:

@@ -1,6 +1,6 @@
 """Comparison with ground truth. Nothing else reads it: no stage, threshold or model depends on this module."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,28 +83,47 @@ class GroundTruth:
     def __contains__(self, image_id: str) -> bool:
         return image_id in self._files
 
-    def check(self, images: Studies) -> None:
+    def check(self, images: Studies, protocol: Protocol) -> list[str]:
         """Read every label map against its image, so that a fault is told before hours of work and not after them.
 
+        Returns:
+            The files of the images that have no ground truth.
+
         Raises:
-            LabelError: No image of the folder has ground truth, or some label maps are on another grid or unreadable.
+            LabelError: No image of the folder has ground truth, some label maps are on another grid or unreadable, or
+                none holds one of the protocol's indices.
         """
-        matched = [file for file in images.scan()[0] if file.id in self]
+        files = images.scan()[0]
+        matched = [file for file in files if file.id in self]
         if not matched:
             raise LabelError(
                 f"no file in {self.folder} has the name of an image in {images.location}; "
                 "a ground truth is named like its image"
             )
-        faults = []
+        faults, present, n_read = [], set(), 0
         for file in matched:
             try:
-                self.label_map(file.id, read_image(images.file(file.path)))
+                true_map = self.label_map(file.id, read_image(images.file(file.path)))
             except LabelError as error:
                 faults.append(str(error))
             except ImageError:
                 continue  # the run sets the image aside and says why
+            else:
+                present.update(np.unique(true_map).tolist())
+                n_read += 1
         if faults:
             raise LabelError(f"{len(faults)} ground truth(s) cannot be used: " + "; ".join(faults[:MAX_FAULTS]))
+        if n_read:
+            self.require_indices(present, protocol)
+        return [file.path for file in files if file.id not in self]
+
+    def require_indices(self, present: Set[int], protocol: Protocol) -> None:
+        """Raises LabelError where the whole set, in which these indices are `present`, holds none of a structure's."""
+        missing = [f"{s.name} ({s.index})" for s in protocol.structures if s.index not in present]
+        if missing:
+            raise LabelError(
+                f"the ground truth in {self.folder} holds no {', '.join(missing)}; its indices are {sorted(present)}"
+            )
 
     def label_map(self, image_id: str, volume: Volume) -> np.ndarray:
         """The true label map on the image's grid. Raises LabelError or GeometryError."""
@@ -130,12 +149,7 @@ def load_cases(store: LabelStore, truth: GroundTruth, protocol: Protocol) -> lis
             cases.append(Case(row.id, row.path, volume, truth.label_map(row.id, volume)))
     if not cases:
         raise LabelError(f"no file in {truth.folder} has the name of an image; a ground truth is named like its image")
-    present = set().union(*(np.unique(case.truth).tolist() for case in cases))
-    missing = [f"{s.name} ({s.index})" for s in protocol.structures if s.index not in present]
-    if missing:
-        raise LabelError(
-            f"the ground truth in {truth.folder} holds no {', '.join(missing)}; its indices are {sorted(present)}"
-        )
+    truth.require_indices(set().union(*(np.unique(case.truth).tolist() for case in cases)), protocol)
     return cases
 
 

@@ -13,6 +13,7 @@ from samcorrect.lib.errors import LabelError, SettingsError, UnknownLabelError
 from samcorrect.lib.loop.cohort import load_cohort
 from samcorrect.lib.loop.frame_candidates import FrameCandidates, read_candidates
 from samcorrect.lib.loop.peer_context import read_context
+from samcorrect.lib.loop.scoring import MIN_IMAGES_FOR_PEERS
 from samcorrect.lib.loop.workspace import Workspace
 from samcorrect.lib.networks.student import probs_to_grid, probs_to_label_map
 from samcorrect.lib.report.heat import beside_heat
@@ -26,8 +27,8 @@ OUT_SUFFIXES = (".svg", ".html")
 LABEL, PEERS, CANDIDATE = "label", "students that never saw this case", "SAM's candidate nearest to them"
 HEAT_CAPTION = "black: the students agree with the label; yellow: they do not"
 NO_PEERS = (
-    "no students are kept that could say where: there are too few images, or the last scoring was of other settings; "
-    "run `samcorrect score --full`"
+    f"no students are kept that could say where: there are fewer than {MIN_IMAGES_FOR_PEERS} images, or the last "
+    "scoring was of other settings; run `samcorrect score --full`"
 )
 
 
@@ -102,7 +103,9 @@ def explain_image(workspace: Workspace, image_id: str) -> Explanation:
     store.find_image(image_id)
     label = store.ledger.best_label(image_id)
     if label is None:
-        raise UnknownLabelError(f"{image_id} has no label yet; run `samcorrect pseudo-label` first")
+        fault = dict(store.ledger.quarantined()).get(image_id)
+        why = f"it is set aside: {fault}" if fault else "run `samcorrect pseudo-label` first"
+        raise UnknownLabelError(f"{image_id} has no label yet; {why}")
     quality = store.ledger.quality(label.id)
     if 0 not in quality:
         raise LabelError(

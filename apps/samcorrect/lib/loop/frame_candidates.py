@@ -1,8 +1,9 @@
 """SAM's candidates of a cohort in the student's frame, where labels, students and candidates can be compared."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from samcorrect.lib.core.quality import confidence_agreement
 from samcorrect.lib.errors import ProtocolError
@@ -20,7 +21,7 @@ class FrameCandidates:
     """The candidates of one structure in one image.
 
     Attributes:
-        bits: (K, D, side, side / 8) uint8, eight mask pixels a byte: a cohort's candidates are kept at once.
+        bits: (K, D, side, side / 8) uint8, eight mask pixels a byte.
         confidence: (K,) predicted IoU times stability.
         first: The candidate that is taken before there are students.
         confidence_agreement: `core.quality.confidence_agreement` in SAM's own frame, by which `first` was chosen; nan
@@ -47,11 +48,29 @@ def read_candidates(workspace: Workspace, cohort: Cohort, *, progress: Progress 
 
     An image whose prompt is no longer in the boxes file counts as one without.
     """
-    found = []
+    found: CohortCandidates = []
+    bits = cohort.scratch.growing()
     for number in range(len(cohort)):
-        found.append(_of_image(workspace, cohort, number) if cohort.labels[number].prompts else None)
+        of_image = _of_image(workspace, cohort, number) if cohort.labels[number].prompts else None
+        for k, one in enumerate(of_image or ()):
+            bits.append(torch.from_numpy(one.bits).flatten(0, 1))
+            of_image[k] = replace(one, bits=one.bits[..., :0].copy())
+        found.append(of_image)
         progress(STAGE_READ_CANDIDATES, number + 1, len(cohort))
+    if any(found):
+        _give_back_bits(found, bits.finish().numpy())
     return found
+
+
+def _give_back_bits(found: CohortCandidates, rows: np.ndarray) -> None:
+    """Views of (N, side, side / 8) rows, of all candidates one after the other, in place of bits that are shapes."""
+    start = 0
+    for of_image in found:
+        for k, one in enumerate(of_image or ()):
+            shape = one.bits.shape[:2]
+            stop = start + shape[0] * shape[1]
+            of_image[k] = replace(one, bits=rows[start:stop].reshape(*shape, *rows.shape[1:]))
+            start = stop
 
 
 def _of_image(workspace: Workspace, cohort: Cohort, number: int) -> list[FrameCandidates] | None:

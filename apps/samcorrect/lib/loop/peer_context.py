@@ -16,7 +16,7 @@ from samcorrect.lib.errors import StoreError, WeightsError
 from samcorrect.lib.loop.cohort import Cohort
 from samcorrect.lib.loop.frame_candidates import CohortCandidates
 from samcorrect.lib.loop.peers import Peers, compare_with_peers
-from samcorrect.lib.loop.students import FoldStudent, Pair
+from samcorrect.lib.loop.students import FoldStudent, Pair, empty_probs
 from samcorrect.lib.loop.workspace import Workspace
 from samcorrect.lib.networks.student import load_student, predict_frames
 from samcorrect.lib.store.files import write_bytes_atomically
@@ -74,8 +74,9 @@ class ContextPeers:
 
     def judge(self, cohort: Cohort, candidates: CohortCandidates) -> Peers:
         """What they say of the images of a cohort, in each pair the students that did not learn its case."""
-        rows = zip(cohort.images, cohort.spans, strict=True)
-        probs = torch.cat([self._probs(row, cohort.frames[span]) for row, span in rows])
+        probs = empty_probs(cohort)
+        for row, span in zip(cohort.images, cohort.spans, strict=True):
+            probs[span] = self._probs(row, cohort.frames[span])
         return replace(compare_with_peers(cohort, candidates, probs), **self._said)
 
     def _probs(self, row: ImageRow, frames: torch.Tensor) -> torch.Tensor:

@@ -72,7 +72,7 @@ def learn_peers(
         untrusted[teachers] = agreement[teachers] < np.median(agreement[teachers], 0)
     untrusted &= ~cohort.is_approved[:, None]
     sampling, weights = trusted_only(taught, first, untrusted)
-    second, second_pair = out_of_fold_probs(
+    probs, second_pair = out_of_fold_probs(
         workspace,
         taught,
         seed=seed,
@@ -80,16 +80,17 @@ def learn_peers(
         name="second out-of-fold student",
         sampling=sampling,
         weights=weights,
+        mean_with=first,
         is_held_out=is_held_out,
         progress=progress,
     )
-    peers = compare_with_peers(taught, candidates, (first + second) / 2, progress)
+    peers = compare_with_peers(taught, candidates, probs, progress)
     return replace(peers, pairs=(first_pair, second_pair))
 
 
 def _first_targets(cohort: Cohort, candidates: CohortCandidates) -> torch.Tensor:
     """The cohort's targets, with SAM's chosen candidates in place of the labels that SAM made, from whatever prompt."""
-    targets = cohort.targets.clone()
+    targets = cohort.scratch.copy(cohort.targets)
     for number, found in enumerate(candidates):
         if found is not None and cohort.labels[number].maker.startswith(MAKER):
             _draw(targets, cohort.spans[number], [of.masks[of.first] for of in found])
@@ -103,10 +104,10 @@ def compare_with_peers(
     shape = (len(cohort), cohort.n_structures)
     nearest = np.full(shape, -1)
     with_peer, among_prompts, confirmed = (np.full(shape, np.nan) for _ in range(3))
-    channels = probs.argmax(1)
     for number, found in enumerate(candidates):
+        channels = probs[cohort.spans[number]].argmax(1)
         for k in range(cohort.n_structures if found is not None else 0):
-            masks, peer = found[k].masks, (channels[cohort.spans[number]] == k + 1).numpy()
+            masks, peer = found[k].masks, (channels == k + 1).numpy()
             nearest[number, k] = choose_by_peer(masks, peer)
             with_peer[number, k] = dice(masks[nearest[number, k]], peer)
             among_prompts[number, k] = prompt_agreement(masks)
@@ -128,12 +129,12 @@ def _second_targets(
     cohort: Cohort, candidates: CohortCandidates, probs: torch.Tensor, chosen: np.ndarray
 ) -> tuple[Cohort, np.ndarray]:
     """The cohort with what teaches the second pair, and its (n, K) agreement with the first."""
-    targets, agreement = cohort.targets.clone(), np.zeros(chosen.shape)
-    channels = probs.argmax(1)
+    targets, agreement = cohort.scratch.copy(cohort.targets), np.zeros(chosen.shape)
     for number, found in enumerate(candidates):
         span, teachers = cohort.spans[number], []
+        channels = probs[span].argmax(1)
         for k in range(cohort.n_structures):
-            teacher, peer = cohort.mask(number, k + 1), (channels[span] == k + 1).numpy()
+            teacher, peer = cohort.mask(number, k + 1), (channels == k + 1).numpy()
             agreement[number, k] = judge_mask(teacher, peer)
             if found is not None and not cohort.is_approved[number]:
                 mask = found[k].masks[chosen[number, k]]

@@ -132,7 +132,7 @@ def _rescore(
     values = fuse_structures(features, context)
     # What is not scored again keeps its score.
     values[:n_old] = stored["score"]
-    expected = expect_structures(workspace, values, features, everyone)
+    expected = expect_structures(workspace, values, features, everyone, context)
     scores = finish_scores(cohort.config.names, is_approved, values, expected, features)
     _refresh_expected(workspace, unchanged, qualities, scores, cohort.config.indices)
     write_quality(workspace, everyone, scores, np.arange(n_old, len(everyone)))

@@ -16,7 +16,7 @@ from samcorrect.lib.core.metrics import rounded
 from samcorrect.lib.errors import ImageError
 from samcorrect.lib.loop.audit import audit_start
 from samcorrect.lib.loop.cohort import Cohort, load_cohort
-from samcorrect.lib.loop.corrected_labels import Correction, save_correction
+from samcorrect.lib.loop.corrected_labels import save_correction
 from samcorrect.lib.loop.correction import (
     correct_cohort,
     count_corrections,
@@ -170,18 +170,20 @@ def _run_round(
         flagged = flag_labels(workspace, cohort, scores, ceiling=ceiling)
         told_ceiling = flag_ceiling(scores, flagged)
     with result.timed("correct"):
+        judged: dict[int, dict[int, float]] = {}
         corrections = correct_cohort(workspace, cohort, scores, flagged, seed=seed, progress=of_round)
-        for image_number, correction in corrections.items():
+        for image_number, correction in corrections:
+            judged[image_number] = {k: choice.score_after for k, choice in correction.changes.items()}
             image_id = cohort.images[image_number].id
             if workspace.store.ledger.run_label(image_id, TAG_CORRECTED, result.run_id, number) is None:
                 made_in = {"ceiling": ceiling or told_ceiling, "run_id": result.run_id, "round_number": number}
                 save_correction(workspace, cohort, image_number, correction, **made_in)
     with result.timed("retrain"):
-        student = _retrain_round(workspace, cohort, scores, flagged, corrections, result.run_id, number, of_round)
-    logger.info("round %d: %d flagged, %d corrected", number, int(flagged.any(1).sum()), len(corrections))
+        student = _retrain_round(workspace, cohort, scores, flagged, judged, result.run_id, number, of_round)
+    logger.info("round %d: %d flagged, %d corrected", number, int(flagged.any(1).sum()), len(judged))
     return {
         "round": number,
-        **count_corrections(flagged_images(flagged), corrections.keys()),
+        **count_corrections(flagged_images(flagged), judged.keys()),
         "flag_ceiling": told_ceiling,
         "mean_score": rounded(float(np.nanmean(scores.scores))) if np.isfinite(scores.scores).any() else None,
         "scores": {row.id: rounded(s) for row, s in zip(cohort.images, scores.scores, strict=True)},
@@ -189,7 +191,7 @@ def _run_round(
             row.id: [rounded(v) for v in s] for row, s in zip(cohort.images, scores.structure_scores, strict=True)
         },
         "flagged": {row.id: f.tolist() for row, f in zip(cohort.images, flagged, strict=True) if f.any()},
-        "corrected": sorted(cohort.images[n].id for n in corrections),
+        "corrected": sorted(cohort.images[n].id for n in judged),
         "student": student,
     }
 
@@ -199,7 +201,7 @@ def _retrain_round(
     cohort: Cohort,
     scores: Scores,
     flagged: np.ndarray,
-    corrections: Mapping[int, Correction],
+    judged: Mapping[int, Mapping[int, float]],
     run_id: int,
     number: int,
     progress: Progress,
@@ -210,10 +212,10 @@ def _retrain_round(
     weights: torch.Tensor | None = None
     posterior = np.ones(scores.posterior.shape)
     if workspace.settings.preset == "samcorrect":
-        posterior = posterior_after(scores, flagged, corrections)
+        posterior = posterior_after(scores, flagged, judged)
         _, weights = trusted_only(cohort, scores.peer_probs, flagged & (posterior < 0.5))
         if scores.peer_probs is not None:
-            is_corrected = np.isin(np.arange(len(cohort)), list(corrections))
+            is_corrected = np.isin(np.arange(len(cohort)), list(judged))
             weights[disputed_pixels(updated, scores.peer_probs, flagged & is_corrected[:, None])] = 0
     # Every round, and every arm of a comparison, trains its student from the same seed.
     seed = workspace.settings.seed
@@ -221,14 +223,15 @@ def _retrain_round(
     return retrain(workspace, updated, posterior, weights, ~flagged, **given)
 
 
-def posterior_after(scores: Scores, flagged: np.ndarray, corrections: Mapping[int, Correction]) -> np.ndarray:
+def posterior_after(scores: Scores, flagged: np.ndarray, judged: Mapping[int, Mapping[int, float]]) -> np.ndarray:
     """(n, K) of being good, of the labels after a correction: 1 where none was flagged, the judge's score where a mask
-    was replaced, and what it was where the flagged mask is still there.
+    was replaced (`judged`: image number to structure number to score), and what it was where the flagged mask is still
+    there.
     """
     posterior = np.where(flagged, np.nan_to_num(scores.posterior), 1.0)
-    for number, correction in corrections.items():
-        for k, choice in correction.changes.items():
-            posterior[number, k] = choice.score_after if flagged[number, k] else 1.0
+    for number, of_image in judged.items():
+        for k, score in of_image.items():
+            posterior[number, k] = score if flagged[number, k] else 1.0
     return posterior
 
 
@@ -276,7 +279,7 @@ def _with_labels(
     """The cohort with other labels; only what changed is read, unless an image has none any more."""
     if cohort is None or any(row.id not in labels for row in cohort.images):
         return load_cohort(workspace, labels, progress=progress)
-    targets, used = cohort.targets.clone(), list(cohort.labels)
+    targets, used = cohort.scratch.copy(cohort.targets), list(cohort.labels)
     for number, row in enumerate(cohort.images):
         label = labels[row.id]
         if label.id != used[number].id:

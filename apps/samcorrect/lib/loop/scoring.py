@@ -115,7 +115,7 @@ def score_cohort(workspace: Workspace, cohort: Cohort, *, seed: int, progress: P
     columns, forms = measure_labels(cohort, candidates, peers, progress=progress)
     features = with_typicality(columns, forms)
     fused = fuse_structures(features, peers)
-    expected = expect_structures(workspace, fused, features, cohort.labels)
+    expected = expect_structures(workspace, fused, features, cohort.labels, peers)
     scores = finish_scores(cohort.config.names, cohort.is_approved, fused, expected, features)
     if peers is None:
         return replace(scores, forms=forms)
@@ -129,26 +129,37 @@ def fuse_structures(features: list[dict[str, np.ndarray]], judges: Peers | PeerC
     """
     fused = []
     for k, of in enumerate(features):
-        anchors, scale = ("prompt",), "vote_dice"
-        if judges is not None and judges.is_judge[k]:
-            anchors, scale = ("peer", "prompt") if judges.is_believed[k] else ("peer",), "peer_dice"
+        anchors, scale = _believed(judges, k)
         fused.append(fuse_features(of, EVIDENCE, anchors=anchors, scale=scale).scores)
     return np.stack(fused, 1)
 
 
+def _believed(judges: Peers | PeerContext | None, k: int) -> tuple[tuple[str, ...], str]:
+    """Of a structure, the groups of features that are believed, and the one that the score has the scale of."""
+    if judges is None or not judges.is_judge[k]:
+        return ("prompt",), "vote_dice"
+    return ("peer", "prompt") if judges.is_believed[k] else ("peer",), "peer_dice"
+
+
 def expect_structures(
-    workspace: Workspace, values: np.ndarray, features: list[dict[str, np.ndarray]], labels: Sequence[LabelVersionRow]
+    workspace: Workspace,
+    values: np.ndarray,
+    features: list[dict[str, np.ndarray]],
+    labels: Sequence[LabelVersionRow],
+    judges: Peers | PeerContext | None,
 ) -> list[ExpectedDice]:
     """Of each structure, what (n, K) scores and the approvals until now say of the Dice of the n labels.
 
+    Before there are approvals it is the Dice with who is believed, students or the vote of SAM's prompts.
     A label that was corrected is calibrated by approvals of corrected labels alone, and one that was not by the others:
     students made the first agree with students, so that one score does not mean the same of both.
     """
     is_corrected = np.array([label.tag == TAG_CORRECTED for label in labels])
     told = []
     for k, approved in enumerate(approved_pairs(workspace)):
+        reference_dice = features[k][_believed(judges, k)[1]]
         kinds = [
-            expect_dice(values[:, k], features[k]["peer_dice"], approved.scores[of_kind], approved.dice[of_kind])
+            expect_dice(values[:, k], reference_dice, approved.scores[of_kind], approved.dice[of_kind])
             for of_kind in (~approved.is_corrected, approved.is_corrected)
         ]
         told.append(each_of_its_kind(is_corrected, *kinds))
@@ -284,9 +295,11 @@ def _score_by_loss(workspace: Workspace, cohort: Cohort, *, seed: int, progress:
         weigh_batch=huang_weights,
         progress=progress,
     )
-    probs = predict_cohort(trained, cohort)
-    losses = cross_entropy_map(probs.clamp(min=1e-7).log(), cohort.targets)
-    image_scores = np.array([float(torch.exp(-losses[span].mean())) for span in cohort.spans])
+    probs = predict_cohort([trained], cohort)
+    losses = [
+        cross_entropy_map(probs[span].clamp(min=1e-7).log(), cohort.targets[span]).mean() for span in cohort.spans
+    ]
+    image_scores = np.array([float(torch.exp(-loss)) for loss in losses])
     fused = np.repeat(image_scores[:, None], cohort.n_structures, 1)
     nothing = ExpectedDice(*(np.full(len(cohort), np.nan) for _ in range(3)), np.zeros(len(cohort), int))
     expected = [nothing] * cohort.n_structures

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
 
-from samcorrect.lib.core.correction import Choice, choose_correction, plausible_areas
+from samcorrect.lib.core.correction import choose_correction, plausible_areas
 from samcorrect.lib.errors import ProtocolError
 from samcorrect.lib.loop.candidates import find_candidates
 from samcorrect.lib.loop.cohort import Cohort
@@ -19,14 +20,35 @@ ANOTHER_PROMPT = "SAM from another prompt"
 
 
 @dataclass(frozen=True)
-class SecondChoice(Choice):
-    """Another candidate of SAM, whose `soft` has the side of SAM's masks; `small` is its (D, side, side) bool in the
-    student's frame, `info` and `box` are what the label says of it.
+class SecondChoice:
+    """Another candidate of SAM, taken as a `core.correction.Choice` is.
+
+    Attributes:
+        bits: (D, side, side / 8) uint8, eight pixels a byte of the mask in SAM's frame: those of a store are kept at
+            once.
+        small_bits: The same of the mask in the student's frame.
+        score_before, score_after: The judge's, in [0, 1].
+        info, box: What the label says of it.
     """
 
-    small: np.ndarray
+    bits: np.ndarray
+    small_bits: np.ndarray
+    score_before: float
+    score_after: float
     info: Mapping[str, float]
     box: list[float]
+    name: ClassVar[str] = ANOTHER_PROMPT
+    is_changed: ClassVar[bool] = True
+
+    @property
+    def soft(self) -> np.ndarray:
+        """(D, side, side) float32 of the mask in SAM's frame."""
+        return np.unpackbits(self.bits, axis=-1).astype(np.float32)
+
+    @property
+    def small(self) -> np.ndarray:
+        """(D, side, side) bool of the mask in the student's frame."""
+        return np.unpackbits(self.small_bits, axis=-1).astype(bool)
 
 
 def choose_again(
@@ -51,11 +73,11 @@ def choose_again(
     Returns:
         Image number to structure number to what is taken in place of the label.
     """
-    judge, areas = peers.probs.argmax(1), usual_areas(cohort, is_trusted)
+    areas = usual_areas(cohort, is_trusted)
     numbers = np.flatnonzero((is_open & (peers.nearest >= 0)).any(1))
     taken: dict[int, dict[int, SecondChoice]] = {}
     for done, number in enumerate(numbers):
-        row, span = cohort.images[number], cohort.spans[number]
+        row, judge = cohort.images[number], peers.probs[cohort.spans[number]].argmax(1)
         try:
             found = find_candidates(workspace, workspace.store.read_image(row.id), row.path)
         except ProtocolError:  # its box is no longer in the boxes file
@@ -64,16 +86,15 @@ def choose_again(
             of, nearest = found[k], int(peers.nearest[number, k])
             mask = of.masks[nearest]
             small = shrink_masks(mask[None], cohort.config.side_px)[0]
-            peer = (judge[span] == k + 1).numpy()
+            peer = (judge == k + 1).numpy()
             old = cohort.mask(int(number), k + 1)
             choice = choose_correction(old, {ANOTHER_PROMPT: small.astype(np.float32)}, peer, area_range=areas[k])
             if choice.is_changed:
                 taken.setdefault(int(number), {})[int(k)] = SecondChoice(
-                    choice.name,
-                    mask.astype(np.float32),
+                    np.packbits(mask, axis=-1),
+                    np.packbits(small, axis=-1),
                     choice.score_before,
                     choice.score_after,
-                    small,
                     of.info(nearest),
                     of.box(nearest),
                 )
@@ -83,7 +104,7 @@ def choose_again(
 
 def with_choices(cohort: Cohort, taken: Mapping[int, Mapping[int, SecondChoice]]) -> Cohort:
     """The cohort with what was taken in place of its labels; a pixel of two structures is the later one's."""
-    targets = cohort.targets.clone()
+    targets = cohort.scratch.copy(cohort.targets)
     for number, choices in taken.items():
         of_image = targets[cohort.spans[number]]
         for k, choice in choices.items():

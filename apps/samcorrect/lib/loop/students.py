@@ -2,7 +2,7 @@
 repeated.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,8 +23,9 @@ from samcorrect.lib.loop.trainings import (
     training_digest,
 )
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
+from samcorrect.lib.networks.samples import TrainingData
 from samcorrect.lib.networks.student import Student, StudentConfig, predict_frames
-from samcorrect.lib.networks.training import TrainingData, WeighBatch, train_network
+from samcorrect.lib.networks.training import WeighBatch, train_network
 
 # Fold seeds and student seeds are drawn apart so that no two trainings of a round share their batches.
 SEED_STRIDE = 1000
@@ -87,7 +88,6 @@ def train_on(
     steps: int | None = None,
     sampling: np.ndarray | None = None,
     weights: torch.Tensor | None = None,
-    targets: torch.Tensor | None = None,
     dropout: float = 0.0,
     weigh_batch: WeighBatch | None = None,
     start: Student | None = None,
@@ -103,8 +103,7 @@ def train_on(
         seed: Of the training.
         steps: Of the optimiser; by default as many as a judge takes.
         sampling: (n,) how often each image of the cohort is drawn; 1 by default, and without the module image_weights.
-        weights: (N, side, side) pixel weights; 1 by default, and without the module pixel_weights.
-        targets: Instead of the cohort's.
+        weights: (N, side, side) pixel weights of any type; 1 by default, and without the module pixel_weights.
         dropout: Of the network.
         weigh_batch: Weights from each batch's logits.
         start: Whose weights to begin with, see `can_start_from`; by default random ones.
@@ -122,7 +121,7 @@ def train_on(
         raise LabelError(f"every label that the {name} would learn from was rejected; make new labels, then run again")
     sampling = sampling if settings.has_module("image_weights") else None
     weights = weights if settings.has_module("pixel_weights") else None
-    data = _training_data(cohort, numbers, sampling, weights, targets)
+    data = _training_data(cohort, numbers, sampling, weights)
     if settings.student_early_stop:
         data = _hold_out(cohort, numbers, data, seed=seed)
     config = replace(cohort.config, dropout=dropout)
@@ -189,16 +188,16 @@ def _training_data(
     numbers: np.ndarray,
     sampling: np.ndarray | None,
     weights: torch.Tensor | None,
-    targets: torch.Tensor | None,
 ) -> TrainingData:
     slices = cohort.subset(numbers)
     drawn = np.ones(len(cohort)) if sampling is None else sampling
     return TrainingData(
-        frames=cohort.frames[slices],
-        targets=(cohort.targets if targets is None else targets)[slices],
-        weights=torch.ones_like(cohort.frames[slices]) if weights is None else weights[slices],
+        frames=cohort.frames,
+        targets=cohort.targets,
+        weights=weights,
         sampling=cohort.of_slices(drawn)[slices],
         lengths=cohort.lengths(numbers),
+        slices=slices,
     )
 
 
@@ -239,9 +238,24 @@ def _are_cases(case_ids: Sequence[str]) -> bool:
     return len(set(case_ids)) >= MIN_CASES
 
 
-def predict_cohort(trained: Trained, cohort: Cohort) -> torch.Tensor:
-    """Probabilities for all slices of a cohort: (N, K + 1, side, side) float32."""
-    return predict_frames(trained.network, cohort.frames, cohort.lengths())
+def predict_cohort(students: Sequence[Trained], cohort: Cohort) -> torch.Tensor:
+    """The mean of some students' probabilities for all slices of a cohort: (N, K + 1, side, side) float32."""
+    probs = empty_probs(cohort)
+    for slices, lengths in _portions(cohort, np.arange(len(cohort))):
+        frames = cohort.frames[slices]
+        probs[slices] = torch.stack([predict_frames(of.network, frames, lengths) for of in students]).mean(0)
+    return probs
+
+
+def empty_probs(cohort: Cohort) -> torch.Tensor:
+    """(N, K + 1, side, side) float32 of zeros."""
+    return cohort.scratch.zeros(len(cohort.frames), cohort.n_structures + 1, *cohort.frames.shape[1:])
+
+
+def _portions(cohort: Cohort, numbers: np.ndarray) -> Iterator[tuple[torch.Tensor, tuple[int, ...]]]:
+    """The slices of some images and how many there are of each, a portion at a time."""
+    for batch in cohort.batches(numbers):
+        yield cohort.subset(batch), cohort.lengths(batch)
 
 
 def out_of_fold_probs(
@@ -251,9 +265,9 @@ def out_of_fold_probs(
     seed: int,
     name: str = "out-of-fold student",
     seed_offset: int = 0,
-    targets: torch.Tensor | None = None,
     sampling: np.ndarray | None = None,
     weights: torch.Tensor | None = None,
+    mean_with: torch.Tensor | None = None,
     is_held_out: np.ndarray | None = None,
     progress: Progress = no_progress,
 ) -> tuple[torch.Tensor, Pair]:
@@ -267,17 +281,18 @@ def out_of_fold_probs(
         seed: Of the folds, and with `seed_offset` of the trainings.
         name: Shown in the progress, with A or B.
         seed_offset: Another training on the same folds takes another one.
-        targets, sampling, weights: As in `train_on`.
+        sampling, weights: As in `train_on`.
+        mean_with: Such probabilities of other students, which are overwritten by the mean with these.
         is_held_out: (n,) bool, images that are predicted and teach nobody, unless a fold has no others.
         progress: Told about each step.
 
     Returns:
-        (N, K + 1, side, side) float32, and the students.
+        (N, K + 1, side, side) float32, `mean_with` where it was given, and the students.
     """
     case_ids = [image.case_id for image in cohort.images]
     folds = split_cases(case_ids, seed=seed)
     students = []
-    probs = torch.zeros(len(cohort.frames), cohort.n_structures + 1, *cohort.frames.shape[1:])
+    probs = empty_probs(cohort) if mean_with is None else mean_with
     for number, (fold, predicted) in enumerate([folds, folds[::-1]]):
         learnt = fold if is_held_out is None else teachers_of(fold, is_held_out)
         trained = train_on(
@@ -288,11 +303,11 @@ def out_of_fold_probs(
             seed=seed + seed_offset + number,
             sampling=sampling,
             weights=weights,
-            targets=targets,
             progress=progress,
         )
-        slices = cohort.subset(predicted)
-        probs[slices] = predict_frames(trained.network, cohort.frames[slices], cohort.lengths(predicted))
+        for slices, lengths in _portions(cohort, predicted):
+            found = predict_frames(trained.network, cohort.frames[slices], lengths)
+            probs[slices] = found if mean_with is None else (mean_with[slices] + found) / 2
         cases = sorted({case_ids[n] for n in learnt}) if _are_cases(case_ids) else ()
         students.append(FoldStudent(trained.path, tuple(cohort.images[n].id for n in learnt), tuple(cases)))
     return probs, (students[0], students[1])
@@ -312,17 +327,17 @@ def trusted_only(
         untrusted: (n, K) bool.
 
     Returns:
-        (n,) sampling and (N, side, side) weights.
+        (n,) sampling and (N, side, side) uint8 weights.
     """
     sampling = 1.0 - untrusted.mean(1)
-    weights = torch.ones_like(cohort.frames)
-    peer = peer_probs.argmax(1) if peer_probs is not None else None
+    weights = cohort.scratch.zeros(*cohort.frames.shape, dtype=torch.uint8).fill_(1)
     for number in np.flatnonzero(untrusted.any(1)):
         span = cohort.spans[number]
+        peer = peer_probs[span].argmax(1) if peer_probs is not None else None
         for k in np.flatnonzero(untrusted[number]):
             doubtful = cohort.mask(number, k + 1)
             if peer is not None:
-                doubtful = doubtful | (peer[span] == k + 1).numpy()
+                doubtful = doubtful | (peer == k + 1).numpy()
             wide = binary_dilation(doubtful, structure=np.ones((1, 3, 3), bool), iterations=IGNORED_MARGIN_PX)
             weights[span][torch.from_numpy(wide)] = 0
     return sampling, weights

@@ -14,9 +14,10 @@ import torch
 from samcorrect.lib.errors import StoreError, WeightsError
 from samcorrect.lib.loop.workspace import Workspace
 from samcorrect.lib.networks.runtimes import has_fast_bf16
+from samcorrect.lib.networks.samples import SLICES_AT_ONCE, TrainingData
 from samcorrect.lib.networks.student import FORMAT, Student, StudentConfig, load_student, student_bytes
 from samcorrect.lib.networks.tracking import MLflow, TensorBoard, Tracker
-from samcorrect.lib.networks.training import RECIPE_VERSION, Training, TrainingData, WeighBatch
+from samcorrect.lib.networks.training import RECIPE_VERSION, Training, WeighBatch
 from samcorrect.lib.store.files import write_bytes_atomically
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,10 @@ def training_digest(
     machine = [torch.get_num_threads(), has_fast_bf16()]
     recipe = [FORMAT, RECIPE_VERSION, asdict(config), *sizes, rule, *machine, start and start.digest]
     digest = hashlib.sha256(json.dumps(recipe).encode())
-    for tensor in (data.frames, data.targets, data.weights, data.sampling, data.held_out):
+    for tensor in (data.frames, data.targets, data.weights):
+        for numbers in data.numbers().split(SLICES_AT_ONCE) if tensor is not None else ():
+            digest.update(tensor[numbers].numpy().tobytes())
+    for tensor in (data.sampling, data.held_out):
         digest.update(b"" if tensor is None else tensor.numpy().tobytes())
     return digest.hexdigest()
 

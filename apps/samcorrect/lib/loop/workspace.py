@@ -12,6 +12,7 @@ import torch
 
 from samcorrect.lib.errors import ProtocolError
 from samcorrect.lib.loop.sam_models import configured_model
+from samcorrect.lib.loop.scratch import Scratch
 from samcorrect.lib.loop.warmer import Warmer
 from samcorrect.lib.networks.clicks import MarkedMemory
 from samcorrect.lib.networks.embedding_cache import EmbeddingCache
@@ -114,6 +115,7 @@ class Workspace(Models):
 
     Attributes:
         store: Images and labels.
+        scratch: For arrays that may be larger than memory.
         volumes: Images in memory.
         warmer: Works ahead while nobody is served.
     """
@@ -124,6 +126,7 @@ class Workspace(Models):
         """Work on `store`; `cache_dir` is below its state folder by default."""
         super().__init__(protocol, settings, cache_dir or store.state_dir / "cache")
         self.store = store
+        self.scratch = Scratch(store.state_dir)
         self.volumes = VolumeCache(settings.volume_cache_mb * 2**20)
         self.warmer = Warmer(lambda: self.sam.start_threads())
         self.marked = MarkedMemory()

@@ -19,9 +19,10 @@ from samcorrect.lib.errors import TrainingError, WeightsError
 from samcorrect.lib.networks.augmentation import augment
 from samcorrect.lib.networks.checkpoints import Checkpoint, pack_state, unpack_state
 from samcorrect.lib.networks.runtimes import has_fast_bf16
+from samcorrect.lib.networks.samples import Samples, TrainingData
 from samcorrect.lib.networks.student import StudentConfig, build_network, network_input
 from samcorrect.lib.networks.tracking import Tracker
-from samcorrect.lib.networks.windows import OFFSETS, slice_windows
+from samcorrect.lib.networks.windows import OFFSETS
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +34,6 @@ WEIGHT_DECAY = 1e-4
 MAX_GRADIENT_NORM = 5.0
 EMA_DECAY = 0.98
 LOSS_EVERY = 10
-# Slices that a check looks at; as much work as a training step or two.
-CHECK_SLICES = 24
 # Steps between two looks at held-out slices.
 CHECK_EVERY = 40
 # Checks without a gain in Dice that is worth more training.
@@ -55,27 +54,6 @@ class WeighBatch(Protocol):
     def __call__(self, logits: torch.Tensor, targets: torch.Tensor, *, progress: float) -> torch.Tensor:
         """(B, H, W[, D]) weights; `progress` is the share of the training that is done, [0, 1)."""
         ...
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """Slices in the frame and what the training may believe of them.
-
-    Attributes:
-        frames: (N, side, side) float in [0, 1].
-        targets: (N, side, side) int64 channel numbers, IGNORE where nothing is known.
-        weights: (N, side, side) float, at least 0.
-        sampling: (N,) float, how often a slice is drawn; need not sum to 1.
-        lengths: Slices of each image, in order; by default each slice is an image.
-        held_out: (N,) bool, slices that are never drawn and tell when to stop; by default none is.
-    """
-
-    frames: torch.Tensor
-    targets: torch.Tensor
-    weights: torch.Tensor
-    sampling: torch.Tensor
-    lengths: tuple[int, ...] | None = None
-    held_out: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -121,42 +99,10 @@ class _Recipe:
         return self.learning_rate * (DECAY_END + (1 - DECAY_END) * (1 + math.cos(math.pi * share)) / 2)
 
 
-class _Samples:
-    """The slices of the data as samples of a network: single ones, with their neighbours, or blocks around each."""
-
-    def __init__(self, data: TrainingData, config: StudentConfig):
-        self.data = data
-        self.is_3d = config.dims == "3d"
-        lengths = data.lengths or (1,) * len(data.frames)
-        self.windows, self.is_inside = slice_windows(lengths, OFFSETS[config.dims])
-        self.sampling = data.sampling if data.held_out is None else data.sampling * ~data.held_out
-        has_object = ((data.targets > 0) & (data.weights > 0)).flatten(1).any(1)
-        self.learnt = self._spread(has_object & (self.sampling > 0))
-        self.held_out = self._spread(has_object & data.held_out) if data.held_out is not None else self.learnt[:0]
-
-    def batch(self, drawn: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(B, W, side, side) frames, and targets and weights of the slices to segment: all of a block, else one."""
-        windows = self.windows[drawn]
-        if not self.is_3d:
-            return self.data.frames[windows], self.data.targets[drawn, None], self.data.weights[drawn, None]
-        targets = self.data.targets[windows].masked_fill(~self.is_inside[drawn, :, None, None], IGNORE)
-        return self.data.frames[windows], targets, self.data.weights[windows]
-
-    def in_network_order(self, of_slices: torch.Tensor) -> torch.Tensor:
-        """(B, T, side, side) to the shape of the logits without channels: (B, side, side) or (B, side, side, T)."""
-        return of_slices.permute(0, 2, 3, 1) if self.is_3d else of_slices[:, 0]
-
-    def _spread(self, chosen: torch.Tensor) -> torch.Tensor:
-        """At most CHECK_SLICES of the chosen slices, or blocks with as many in all, evenly spread."""
-        numbers = torch.nonzero(chosen)[:, 0]
-        n = max(1, CHECK_SLICES // self.windows.shape[1]) if self.is_3d else CHECK_SLICES
-        return numbers[torch.linspace(0, max(len(numbers) - 1, 0), min(n, len(numbers))).round().long()]
-
-
 class _Attempt:
     """A training from one seed: all that decides its next step."""
 
-    def __init__(self, recipe: _Recipe, samples: _Samples, number: int):
+    def __init__(self, recipe: _Recipe, samples: Samples, number: int):
         self.recipe, self.samples, self.number = recipe, samples, number
         seed = recipe.seed + number * RESTART_STRIDE
         self.network = build_network(recipe.config, seed=seed).train()
@@ -315,7 +261,7 @@ def train_network(
             returned with its `fault`.)
     """
     recipe = _Recipe(config, steps, batch_size, learning_rate, seed, weigh_batch, start)
-    samples = _Samples(data, config)
+    samples = Samples(data, config)
     with torch.random.fork_rng(devices=[]):
         attempt = _resume(recipe, samples, checkpoint)
         while True:
@@ -334,7 +280,7 @@ def train_network(
         return attempt.finished(fault)
 
 
-def _resume(recipe: _Recipe, samples: _Samples, checkpoint: Checkpoint | None) -> _Attempt:
+def _resume(recipe: _Recipe, samples: Samples, checkpoint: Checkpoint | None) -> _Attempt:
     """The attempt that a checkpoint holds; the first one where there is none, or one that cannot be read."""
     content = checkpoint.read() if checkpoint is not None else None
     if content is not None:
