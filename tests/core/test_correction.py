@@ -5,6 +5,7 @@ import pytest
 
 from samcorrect.lib.core.correction import (
     KEEP,
+    MAX_EDGE_LOSS,
     MIN_GAIN,
     choose_correction,
     huang_correct,
@@ -12,8 +13,11 @@ from samcorrect.lib.core.correction import (
     plausible_areas,
     signed_distance_blend,
 )
+from samcorrect.lib.core.quality import edge_contrast
 
 ANY_AREA = (0.0, float("inf"))
+# An image that says nothing.
+FLAT = np.zeros((1, 64, 64), np.float32)
 
 
 def disc(radius: float, *, side: int = 64, center: tuple[float, float] = (32.0, 32.0)) -> np.ndarray:
@@ -131,7 +135,7 @@ def test_the_best_candidate_wins_whatever_the_order():
 
     for names in (("near", "equal", "far"), ("far", "near", "equal"), ("equal", "far", "near")):
         chosen = choose_correction(
-            old, {name: candidates[name].astype(np.float32) for name in names}, judge, area_range=ANY_AREA
+            old, {name: candidates[name].astype(np.float32) for name in names}, judge, area_range=ANY_AREA, frames=FLAT
         )
 
         assert (chosen.name, chosen.is_changed) == ("equal", True)
@@ -144,8 +148,8 @@ def test_a_candidate_of_implausible_area_is_passed_over():
     judge, old = disc(20), disc(10)
     candidates = {"equal": disc(20).astype(np.float32), "far": disc(14).astype(np.float32)}
 
-    too_large = choose_correction(old, candidates, judge, area_range=(100.0, 1000.0))
-    too_small = choose_correction(old, candidates, judge, area_range=(2000.0, 3000.0))
+    too_large = choose_correction(old, candidates, judge, area_range=(100.0, 1000.0), frames=FLAT)
+    too_small = choose_correction(old, candidates, judge, area_range=(2000.0, 3000.0), frames=FLAT)
 
     # Areas are about 1257 and 615 pixels.
     assert too_large.name == "far"
@@ -162,8 +166,8 @@ def test_the_old_label_stays_when_the_gain_is_within_the_judges_noise():
 
     # One pixel of 1600 is missing: Dice 0.9997, the judge could gain 0.0002. Three rows missing: Dice 0.961, outline
     # off by 3 px.
-    kept = choose_correction(nearly, candidates, judge, area_range=ANY_AREA)
-    changed = choose_correction(worse, candidates, judge, area_range=ANY_AREA)
+    kept = choose_correction(nearly, candidates, judge, area_range=ANY_AREA, frames=FLAT)
+    changed = choose_correction(worse, candidates, judge, area_range=ANY_AREA, frames=FLAT)
 
     assert 1 - judge_mask(nearly, judge) < MIN_GAIN < 1 - judge_mask(worse, judge)
     assert (kept.name, kept.is_changed) == (KEEP, False)
@@ -175,13 +179,28 @@ def test_the_old_label_stays_when_the_gain_is_within_the_judges_noise():
 def test_an_empty_candidate_replaces_a_label_only_where_the_judge_sees_nothing():
     old, empty = disc(10), np.zeros((1, 64, 64), np.float32)
 
-    assert choose_correction(old, {"none": empty}, empty > 0, area_range=ANY_AREA).name == "none"
-    assert not choose_correction(old, {"none": empty}, disc(12), area_range=ANY_AREA).is_changed
-    assert not choose_correction(old, {"none": empty}, empty > 0, area_range=(10.0, 1000.0)).is_changed
+    assert choose_correction(old, {"none": empty}, empty > 0, area_range=ANY_AREA, frames=FLAT).name == "none"
+    assert not choose_correction(old, {"none": empty}, disc(12), area_range=ANY_AREA, frames=FLAT).is_changed
+    assert not choose_correction(old, {"none": empty}, empty > 0, area_range=(10.0, 1000.0), frames=FLAT).is_changed
+
+
+def test_what_lies_on_edges_much_less_than_the_label_does_not_replace_it():
+    label, faulty = disc(12), disc(20)
+    candidates = {"faulty": faulty.astype(np.float32)}
+    seen = choose_correction(label, candidates, faulty, area_range=ANY_AREA, frames=label.astype(np.float32))
+    unseen = choose_correction(label, candidates, faulty, area_range=ANY_AREA, frames=faulty.astype(np.float32))
+    # Both outlines are edges: a little less is no veto.
+    both = (label * 0.55 + faulty * 0.45).astype(np.float32)
+    weaker = choose_correction(label, candidates, faulty, area_range=ANY_AREA, frames=both)
+
+    assert 0 < edge_contrast(label, both) - edge_contrast(faulty, both) < MAX_EDGE_LOSS
+    assert edge_contrast(label, label.astype(np.float32)) > edge_contrast(faulty, label.astype(np.float32)) + 0.3
+    assert not seen.is_changed
+    assert unseen.name == weaker.name == "faulty"
 
 
 def test_the_old_label_stays_without_candidates():
-    chosen = choose_correction(disc(10), {}, disc(20), area_range=ANY_AREA)
+    chosen = choose_correction(disc(10), {}, disc(20), area_range=ANY_AREA, frames=FLAT)
 
     assert not chosen.is_changed
     np.testing.assert_array_equal(chosen.soft, disc(10))
@@ -193,7 +212,7 @@ def test_the_judges_score_never_falls(rng):
         old, judge, *others = (disc(radius, center=tuple(rng.uniform(28, 36, 2))) for radius in radii)
 
         chosen = choose_correction(
-            old, {str(n): o.astype(np.float32) for n, o in enumerate(others)}, judge, area_range=ANY_AREA
+            old, {str(n): o.astype(np.float32) for n, o in enumerate(others)}, judge, area_range=ANY_AREA, frames=FLAT
         )
 
         assert 0 <= chosen.score_before <= chosen.score_after <= 1

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import shift
+from scipy.ndimage import binary_dilation, shift
 
 from samcorrect.lib.core.metrics import dice
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
@@ -105,6 +105,27 @@ def test_students_that_know_less_choose_where_sam_is_surest_of_what_its_prompts_
 
     assert peers.is_judge.tolist() == [is_judge] * 2
     assert np.array_equal(peers.chosen, peers.nearest if is_judge else np.full((10, 2), 2))
+
+
+def test_students_do_not_choose_what_loses_the_edges_that_sam_took(labelled):
+    workspace = labelled(is_bad=lambda _: False)
+    cohort = load_cohort(workspace, best_labels(workspace))
+    # They learnt a fault that most labels share: masks that reach far beyond the object.
+    plane, probs = np.ones((1, 3, 3), bool), torch.zeros(10, 3, 32, 32)
+    probs[:, 0] = 0.5
+    firsts = [RIGHT if number < 4 else WRONG for number in range(10)]
+    found = []
+    for number, first in enumerate(firsts):
+        right = cohort.mask(number, 1)
+        masks = np.stack([right, binary_dilation(right, structure=plane, iterations=4)])
+        found.append([FrameCandidates(np.packbits(masks, axis=-1), np.array([0.9, 0.9]), first, NAN)] * 2)
+        probs[number, 1][torch.from_numpy(masks[WRONG, 0])] = 1.0
+
+    peers = compare_with_peers(cohort, found, probs)
+
+    assert peers.is_judge[0]
+    assert (peers.nearest[:, 0] == WRONG).all()
+    assert peers.chosen[:, 0].tolist() == firsts
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
-from samcorrect.lib.core.quality import agreement, peer_surface_dice
+from samcorrect.lib.core.quality import agreement, edge_contrast, peer_surface_dice
 
 # arXiv 2308.00883, authors' code: dropout passes, and the uncertainty above which the old label stays.
 HUANG_PASSES = 5
@@ -15,6 +15,10 @@ HUANG_MAX_UNCERTAINTY = 0.2
 MIN_GAIN = 0.01
 # An accepted mask's area lies within the cohort's robust range, widened by this factor to either side.
 AREA_SLACK = 1.5
+
+# Students that learnt a fault which most labels share prefer masks with that fault; the image tells by its edges. What
+# lies on them by this much less (of `core.quality.edge_contrast`) than the mask that is there does not replace it.
+MAX_EDGE_LOSS = 0.1
 
 KEEP = "old label"
 
@@ -88,8 +92,20 @@ def plausible_areas(areas: np.ndarray) -> tuple[float, float]:
     return float(low / AREA_SLACK), float(high * AREA_SLACK)
 
 
+def loses_edges(old: np.ndarray, new: np.ndarray, frames: np.ndarray) -> bool:
+    """Whether a mask lies on edges of the image by more than MAX_EDGE_LOSS less than another, all (D, side, side); not
+    where either has no outline.
+    """
+    return edge_contrast(new, frames) < edge_contrast(old, frames) - MAX_EDGE_LOSS
+
+
 def choose_correction(
-    old: np.ndarray, candidates: Mapping[str, np.ndarray], judge: np.ndarray, *, area_range: tuple[float, float]
+    old: np.ndarray,
+    candidates: Mapping[str, np.ndarray],
+    judge: np.ndarray,
+    *,
+    area_range: tuple[float, float],
+    frames: np.ndarray,
 ) -> Choice:
     """Let the judge pick among the old label and soft candidates.
 
@@ -98,6 +114,8 @@ def choose_correction(
         candidates: Name to (D, side, side) soft mask in [0, 1].
         judge: (D, side, side) bool, the mask of a model that made none of the candidates.
         area_range: Candidates with another area (in frame pixels) are passed over.
+        frames: (D, side, side) intensities; candidates that lie on edges less than the label (`loses_edges`) are passed
+            over.
 
     Returns:
         The best candidate if the judge's score rises by more than MIN_GAIN, else the old label.
@@ -109,7 +127,7 @@ def choose_correction(
         if not area_range[0] <= mask.sum() <= area_range[1]:
             continue
         score = judge_mask(mask, judge)
-        if score > max(before + MIN_GAIN, best.score_after):
+        if score > max(before + MIN_GAIN, best.score_after) and not loses_edges(old, mask, frames):
             best = Choice(name, soft, before, score)
     return best
 

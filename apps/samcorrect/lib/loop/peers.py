@@ -4,9 +4,10 @@ The first pair learns the labels (where SAM made one, SAM's chosen candidate). W
 another candidate, teaches the second pair, and of that only the better half of each fold: a student of the better half
 knows the truth better than one of all labels. Where students know a structure less well than SAM's prompts agree on it
 (few images, objects that look different in each), they do not choose, unless SAM's own confidence contradicts its
-prompts. What the promotion gate holds out is judged and teaches nobody, unless a fold has nothing else: it would come
-back in the labels that its candidates learn. No student ever learns from an image that it judges; which images of the
-other fold teach the second pair does depend on the first, which learnt the judged one.
+prompts; and never what loses the edges of the image that SAM's choice lies on. What the promotion gate holds out is
+judged and teaches nobody, unless a fold has nothing else: it would come back in the labels that its candidates learn.
+No student ever learns from an image that it judges; which images of the other fold teach the second pair does depend on
+the first, which learnt the judged one.
 """
 
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from samcorrect.lib.core.correction import judge_mask
+from samcorrect.lib.core.correction import judge_mask, loses_edges
 from samcorrect.lib.core.metrics import dice
 from samcorrect.lib.core.pseudo_label import choose_by_peer, is_confidence_believed
 from samcorrect.lib.core.quality import prompt_agreement
@@ -37,8 +38,8 @@ class Peers:
     Attributes:
         probs: (N, K + 1, side, side) out of fold: the mean of both pairs.
         nearest: (n, K) the candidate that agrees best with the students; -1 where an image has none.
-        chosen: (n, K) the candidate to take now: the nearest where the students are a judge of the structure, else the
-            one taken before there were students; -1 where an image has none.
+        chosen: (n, K) the candidate to take now: the nearest where the students are a judge of the structure and it
+            keeps the edges of the one taken before there were students, else that one; -1 where an image has none.
         is_judge: (K,) bool: the students agree better with the nearest candidate than SAM's prompts agree with each
             other, in the median over the images, or SAM's confidence is not believed; true where there are no prompts.
         is_believed: (K,) bool, `core.pseudo_label.is_confidence_believed`.
@@ -102,21 +103,22 @@ def compare_with_peers(
 ) -> Peers:
     """What students with such probabilities choose, and whether they may."""
     shape = (len(cohort), cohort.n_structures)
-    nearest = np.full(shape, -1)
+    nearest, first, loses = np.full(shape, -1), np.full(shape, -1), np.zeros(shape, bool)
     with_peer, among_prompts, confirmed = (np.full(shape, np.nan) for _ in range(3))
     for number, found in enumerate(candidates):
-        channels = probs[cohort.spans[number]].argmax(1)
+        channels, frames = probs[cohort.spans[number]].argmax(1), cohort.frames[cohort.spans[number]].numpy()
         for k in range(cohort.n_structures if found is not None else 0):
             masks, peer = found[k].masks, (channels == k + 1).numpy()
-            nearest[number, k] = choose_by_peer(masks, peer)
+            nearest[number, k], first[number, k] = choose_by_peer(masks, peer), found[k].first
+            if nearest[number, k] != first[number, k]:
+                loses[number, k] = loses_edges(masks[first[number, k]], masks[nearest[number, k]], frames)
             with_peer[number, k] = dice(masks[nearest[number, k]], peer)
             among_prompts[number, k] = prompt_agreement(masks)
             confirmed[number, k] = found[k].confidence_agreement
         progress(STAGE_CHOOSE_AGAIN, number + 1, len(cohort))
     is_believed = np.array([is_confidence_believed(of) for of in confirmed.T])
     is_judge = ~is_believed | [_know_more(*of) for of in zip(with_peer.T, among_prompts.T, strict=True)]
-    first = [[of.first for of in found] if found else [-1] * shape[1] for found in candidates]
-    return Peers(probs, nearest, np.where(is_judge, nearest, first), is_judge, is_believed)
+    return Peers(probs, nearest, np.where(is_judge & ~loses, nearest, first), is_judge, is_believed)
 
 
 def _know_more(with_peer: np.ndarray, among_prompts: np.ndarray) -> bool:

@@ -77,7 +77,8 @@ def choose_again(
     numbers = np.flatnonzero((is_open & (peers.nearest >= 0)).any(1))
     taken: dict[int, dict[int, SecondChoice]] = {}
     for done, number in enumerate(numbers):
-        row, judge = cohort.images[number], peers.probs[cohort.spans[number]].argmax(1)
+        row, span = cohort.images[number], cohort.spans[number]
+        judge, frames = peers.probs[span].argmax(1), cohort.frames[span].numpy()
         try:
             found = find_candidates(workspace, workspace.store.read_image(row.id), row.path)
         except ProtocolError:  # its box is no longer in the boxes file
@@ -88,7 +89,8 @@ def choose_again(
             small = shrink_masks(mask[None], cohort.config.side_px)[0]
             peer = (judge == k + 1).numpy()
             old = cohort.mask(int(number), k + 1)
-            choice = choose_correction(old, {ANOTHER_PROMPT: small.astype(np.float32)}, peer, area_range=areas[k])
+            candidates = {ANOTHER_PROMPT: small.astype(np.float32)}
+            choice = choose_correction(old, candidates, peer, area_range=areas[k], frames=frames)
             if choice.is_changed:
                 taken.setdefault(int(number), {})[int(k)] = SecondChoice(
                     np.packbits(mask, axis=-1),
