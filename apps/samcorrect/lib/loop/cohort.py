@@ -10,6 +10,7 @@ import torch
 from samcorrect.lib.errors import ImageError, LabelError
 from samcorrect.lib.loop.scratch import Scratch
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
+from samcorrect.lib.networks.samples import SLICES_AT_ONCE
 from samcorrect.lib.networks.student import StudentConfig
 from samcorrect.lib.store.image_ids import log_name
 from samcorrect.lib.store.records.labels import best_of
@@ -19,8 +20,6 @@ from samcorrect.lib.transforms.frame import labels_to_frame, normalise_intensity
 logger = logging.getLogger(__name__)
 
 STAGE_READ = "reading images"
-# What is computed at once of many slices.
-SLICES_AT_ONCE = 256
 
 
 @dataclass(frozen=True)

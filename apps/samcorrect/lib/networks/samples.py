@@ -8,7 +8,7 @@ from samcorrect.lib.core.losses import IGNORE
 from samcorrect.lib.networks.student import StudentConfig
 from samcorrect.lib.networks.windows import OFFSETS, slice_windows
 
-# What is computed at once of all slices.
+# Of a store's slices, what is computed at once.
 SLICES_AT_ONCE = 256
 # Slices that a check looks at; as much work as a training step or two.
 CHECK_SLICES = 24
