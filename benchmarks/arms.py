@@ -144,7 +144,7 @@ def run_seed(parsed: argparse.Namespace, seed: int, cases: list[Case], truth: Gr
     started, run = time.monotonic(), SeedRun(parsed, seed, cases)
     told: dict[str, Any] = {"wall_s": {}}
     box = run.labelled("box", preset="huang2023")
-    tell_quarantined(box)
+    tell_quarantined(box.store)
     if "samcorrect" in parsed.arms:
         result = run.loop("samcorrect", {})
         told = _of_labels(run.open("samcorrect"), result, box, truth)

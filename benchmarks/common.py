@@ -76,8 +76,7 @@ def open_test(parsed: argparse.Namespace) -> list[Case]:
     store = LabelStore(LocalStudies(parsed.test_images), out_dir(parsed) / "test")
     store.rescan()
     cases = load_cases(store, GroundTruth(parsed.test_labels), load_protocol(parsed.protocol))
-    for image_id, reason in store.ledger.quarantined():
-        print(f"test image {image_id} is left out: {reason}", file=sys.stderr)
+    tell_quarantined(store, "test image")
     store.ledger.close()
     return cases
 
@@ -98,10 +97,10 @@ def open_truth(parsed: argparse.Namespace, *, is_needed_of_all: bool = False) ->
     return truth
 
 
-def tell_quarantined(workspace: Workspace) -> None:
-    """Say on the console which training images were set aside, and why."""
-    for image_id, reason in workspace.store.ledger.quarantined():
-        print(f"image {image_id} is left out: {reason}", file=sys.stderr)
+def tell_quarantined(store: LabelStore, kind: str = "image") -> None:
+    """Say on the console which images were set aside, and why."""
+    for image_id, reason in store.ledger.quarantined():
+        print(f"{kind} {image_id} is left out: {reason}", file=sys.stderr)
 
 
 def run_main(main: Callable[[], int]) -> int:

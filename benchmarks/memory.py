@@ -22,6 +22,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -110,8 +111,8 @@ def measure(folder: Path, n_slices: int, *, steps: int) -> dict[str, Any]:
 
 def private_mib() -> float:
     """Memory of this process that belongs to no file."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) / 1024
+    told = psutil.Process().memory_info()
+    return (told.rss - told.shared) / 2**20
 
 
 def _write_volume(path: Path, rng: np.random.Generator) -> np.ndarray:

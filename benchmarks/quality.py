@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             started = time.monotonic()
             workspace = open_run(parsed, seed, noise)
             make_labels(workspace, noise, truth, tell)
-            tell_quarantined(workspace)
+            tell_quarantined(workspace.store)
             cohort = load_cohort(workspace, best_labels(workspace))
             scores = score_cohort(workspace, cohort, seed=seed)
             rows = _rows(workspace, cohort, scores, seed=seed, with_losses=not parsed.no_losses)

@@ -75,10 +75,11 @@ class Cohort:
             self.spans[n].stop - self.spans[n].start for n in (range(len(self)) if numbers is None else numbers)
         )
 
-    def batches(self, numbers: np.ndarray) -> Iterator[np.ndarray]:
-        """Some images in portions of about SLICES_AT_ONCE slices, in order."""
+    def portions(self, numbers: np.ndarray) -> Iterator[tuple[torch.Tensor, tuple[int, ...]]]:
+        """The slice numbers of some images and how many there are of each, about SLICES_AT_ONCE at a time, in order."""
         ends = np.cumsum(self.lengths(numbers))
-        yield from np.split(numbers, np.flatnonzero(np.diff((ends - 1) // SLICES_AT_ONCE)) + 1)
+        for portion in np.split(numbers, np.flatnonzero(np.diff((ends - 1) // SLICES_AT_ONCE)) + 1):
+            yield self.subset(portion), self.lengths(portion)
 
     def subset(self, numbers: np.ndarray) -> torch.Tensor:
         """Slice numbers of some images."""

@@ -2,7 +2,7 @@
 repeated.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -241,7 +241,7 @@ def _are_cases(case_ids: Sequence[str]) -> bool:
 def predict_cohort(students: Sequence[Trained], cohort: Cohort) -> torch.Tensor:
     """The mean of some students' probabilities for all slices of a cohort: (N, K + 1, side, side) float32."""
     probs = empty_probs(cohort)
-    for slices, lengths in _portions(cohort, np.arange(len(cohort))):
+    for slices, lengths in cohort.portions(np.arange(len(cohort))):
         frames = cohort.frames[slices]
         probs[slices] = torch.stack([predict_frames(of.network, frames, lengths) for of in students]).mean(0)
     return probs
@@ -250,12 +250,6 @@ def predict_cohort(students: Sequence[Trained], cohort: Cohort) -> torch.Tensor:
 def empty_probs(cohort: Cohort) -> torch.Tensor:
     """(N, K + 1, side, side) float32 of zeros."""
     return cohort.scratch.zeros(len(cohort.frames), cohort.n_structures + 1, *cohort.frames.shape[1:])
-
-
-def _portions(cohort: Cohort, numbers: np.ndarray) -> Iterator[tuple[torch.Tensor, tuple[int, ...]]]:
-    """The slices of some images and how many there are of each, a portion at a time."""
-    for batch in cohort.batches(numbers):
-        yield cohort.subset(batch), cohort.lengths(batch)
 
 
 def out_of_fold_probs(
@@ -305,7 +299,7 @@ def out_of_fold_probs(
             weights=weights,
             progress=progress,
         )
-        for slices, lengths in _portions(cohort, predicted):
+        for slices, lengths in cohort.portions(predicted):
             found = predict_frames(trained.network, cohort.frames[slices], lengths)
             probs[slices] = found if mean_with is None else (mean_with[slices] + found) / 2
         cases = sorted({case_ids[n] for n in learnt}) if _are_cases(case_ids) else ()
