@@ -25,6 +25,12 @@ TOO_LARGE = [np.log(0.3), 0.5, 0.5]
 EMPTY = [NAN, NAN, NAN]
 
 
+
+def apart(n_candidates):
+    """Overlaps of masks that have nothing in common."""
+    return np.zeros((n_candidates, n_candidates))
+
+
 def test_the_shape_of_a_mask_by_hand():
     masks = np.zeros((2, 1, 8, 8), bool)
     masks[0, 0, 2:4, 4:8] = True
@@ -85,9 +91,9 @@ def test_confidence_is_believed_where_it_goes_along_with_the_agreement_of_most(a
 
 def test_the_box_as_given_is_taken_where_confidence_is_not_believed():
     doubted = replace(COHORT, believes_confidence=False)
-    assert choose_candidate(np.array([0.2, 0.9]), np.array([USUAL, USUAL]), doubted) == 0
+    assert choose_candidate(np.array([0.2, 0.9]), np.array([USUAL, USUAL]), apart(2), doubted) == 0
     # It shows nothing, so another has to do.
-    assert choose_candidate(np.array([0.2, 0.9]), np.array([EMPTY, USUAL]), doubted) == 1
+    assert choose_candidate(np.array([0.2, 0.9]), np.array([EMPTY, USUAL]), apart(2), doubted) == 1
 
 
 @pytest.mark.parametrize(
@@ -122,13 +128,31 @@ def test_the_box_as_given_is_taken_where_confidence_is_not_believed():
     ],
 )
 def test_choosing_a_candidate(confidences, shapes, cohort, expected):
-    assert choose_candidate(np.array(confidences), np.array(shapes), cohort) == expected
+    assert choose_candidate(np.array(confidences), np.array(shapes), apart(len(shapes)), cohort) == expected
+
+
+@pytest.mark.parametrize(
+    ("confidences", "expected"),
+    [
+        # Weights of exp(-0.5), exp(-0.25), 1: masks 0 and 1 are nearly one, and together outweigh mask 2.
+        ([0.89, 0.895, 0.90], 1),
+        ([0.895, 0.895, 0.90], 0),
+        # Of exp(-5), exp(-5), 1: SAM is so much surer of mask 2 that the others do not count.
+        ([0.80, 0.80, 0.90], 2),
+        # The surest is not asked where it cannot be the structure.
+        ([0.80, 0.81, 2.0], 1),
+    ],
+)
+def test_of_candidates_that_sam_is_about_as_sure_of_the_one_in_their_middle_is_taken(confidences, expected):
+    overlaps = np.array([[0, 0.9, 0.3], [0.9, 0, 0.3], [0.3, 0.3, 0]])
+    shapes = [USUAL, USUAL, ELSEWHERE if confidences[2] > 1 else USUAL]
+    assert choose_candidate(np.array(confidences), np.array(shapes), overlaps, COHORT) == expected
 
 
 def test_a_cohort_without_spread_accepts_only_its_own_shape():
     cohort = CohortShape(np.array(USUAL), np.zeros(3))
 
-    assert choose_candidate(np.array([0.9, 0.1]), np.array([ELSEWHERE, USUAL]), cohort) == 1
+    assert choose_candidate(np.array([0.9, 0.1]), np.array([ELSEWHERE, USUAL]), apart(2), cohort) == 1
 
 
 def test_students_take_the_candidate_that_is_nearest_to_their_mask():

@@ -10,6 +10,8 @@ from samcorrect.lib.core.quality import MAD_TO_SD
 # A mask whose log area or centre lies further than this from the cohort (in robust deviations) is of another object.
 MAX_COHORT_Z = 3.5
 MIN_COHORT = 8
+# SAM says how good a mask is with an error of about this: masks that it is as sure of are equals.
+CONFIDENCE_STEP = 0.02
 
 
 @dataclass(frozen=True)
@@ -74,30 +76,36 @@ def is_confidence_believed(confidence_agreements: np.ndarray) -> bool:
     return not len(known) or bool(np.median(known) > 0)
 
 
-def choose_candidate(confidences: np.ndarray, shapes: np.ndarray, cohort: CohortShape | None) -> int:
-    """The candidate to take: the most confident one that looks like the cohort, or the box as given where confidence is
-    not believed.
+def choose_candidate(
+    confidences: np.ndarray, shapes: np.ndarray, overlaps: np.ndarray, cohort: CohortShape | None
+) -> int:
+    """The candidate to take: of those that look like the cohort the one that agrees best with all that SAM is sure of,
+    or the box as given where confidence is not believed.
+
+    Each candidate counts by exp(confidence / CONFIDENCE_STEP): where one is far surer than the others it is taken, and
+    of many about as sure the one in their middle. What SAM says of one mask is noise as far as it differs within them.
 
     Args:
         confidences: (K,) predicted IoU times stability, in [0, 1].
         shapes: (K, 3) from `mask_shapes`; number 0 is of the box as given.
+        overlaps: (K, K) from `core.quality.pairwise_dice`.
         cohort: What the structure looks like elsewhere, or None on the first pass.
 
     Returns:
         Index in [0, K). Where no candidate looks like the cohort, the one nearest to it; where all are empty, 0.
     """
-    is_filled = np.isfinite(shapes).all(1)
-    if not is_filled.any() or (cohort is not None and not cohort.believes_confidence and is_filled[0]):
+    is_likely = np.isfinite(shapes).all(1)
+    if not is_likely.any() or (cohort is not None and not cohort.believes_confidence and is_likely[0]):
         return 0
-    penalised = np.where(is_filled, confidences, -np.inf)
     if cohort is not None:
         z = np.abs(shapes - cohort.center) / np.maximum(cohort.spread, 1e-6)
-        furthest = np.where(is_filled, z.max(1), np.inf)
-        if (furthest <= MAX_COHORT_Z).any():
-            penalised = np.where(furthest <= MAX_COHORT_Z, penalised, -np.inf)
-        else:
-            penalised = -furthest
-    return int(np.argmax(penalised))
+        furthest = np.where(is_likely, z.max(1), np.inf)
+        if not (furthest <= MAX_COHORT_Z).any():
+            return int(np.argmin(furthest))
+        is_likely = furthest <= MAX_COHORT_Z
+    surest = confidences[is_likely].max()
+    weights = np.where(is_likely, np.exp(np.minimum(confidences - surest, 0) / CONFIDENCE_STEP), 0)
+    return int(np.argmax(np.where(is_likely, overlaps @ weights + weights, -np.inf)))
 
 
 def choose_by_peer(masks: np.ndarray, peer: np.ndarray) -> int:

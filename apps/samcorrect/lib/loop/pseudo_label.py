@@ -18,7 +18,7 @@ import torch
 
 from samcorrect.lib.core.metrics import rounded
 from samcorrect.lib.core.pseudo_label import CohortShape, choose_candidate, cohort_shape, mask_shapes, merge_structures
-from samcorrect.lib.core.quality import confidence_agreement, prompt_agreement
+from samcorrect.lib.core.quality import confidence_agreement, pairwise_dice, prompt_agreement
 from samcorrect.lib.errors import ImageError, ProtocolError, SamCorrectError, WorkerDiedError
 from samcorrect.lib.loop.candidates import Candidates, find_candidates, prompting_student
 from samcorrect.lib.loop.workers import ImageFunction, ImageTask, MapImages, open_workers
@@ -237,7 +237,10 @@ def _choose(models: Models, candidates: list[Candidates], cohort: KnownShapes | 
     if models.settings.preset == "huang2023":
         return [0] * len(candidates)
     known = cohort or [None] * len(candidates)
-    return [choose_candidate(c.confidence, mask_shapes(c.masks), k) for c, k in zip(candidates, known, strict=True)]
+    return [
+        choose_candidate(c.confidence, mask_shapes(c.masks), pairwise_dice(c.masks), k)
+        for c, k in zip(candidates, known, strict=True)
+    ]
 
 
 def _assemble(models: Models, volume: Volume, candidates: list[Candidates], chosen: list[int]) -> PseudoLabel:
