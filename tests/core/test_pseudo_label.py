@@ -25,7 +25,6 @@ TOO_LARGE = [np.log(0.3), 0.5, 0.5]
 EMPTY = [NAN, NAN, NAN]
 
 
-
 def apart(n_candidates):
     """Overlaps of masks that have nothing in common."""
     return np.zeros((n_candidates, n_candidates))
@@ -134,11 +133,11 @@ def test_choosing_a_candidate(confidences, shapes, cohort, expected):
 @pytest.mark.parametrize(
     ("confidences", "expected"),
     [
-        # Weights of exp(-0.5), exp(-0.25), 1: masks 0 and 1 are nearly one, and together outweigh mask 2.
-        ([0.89, 0.895, 0.90], 1),
-        ([0.895, 0.895, 0.90], 0),
+        # Likelihoods of exp(-0.5), exp(-0.25), 1: masks 0 and 1 are nearly one, and together outweigh mask 2.
+        ([0.885, 0.8925, 0.90], 1),
+        ([0.8925, 0.8925, 0.90], 0),
         # Of exp(-5), exp(-5), 1: SAM is so much surer of mask 2 that the others do not count.
-        ([0.80, 0.80, 0.90], 2),
+        ([0.75, 0.75, 0.90], 2),
         # The surest is not asked where it cannot be the structure.
         ([0.80, 0.81, 2.0], 1),
     ],

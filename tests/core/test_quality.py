@@ -13,10 +13,10 @@ from samcorrect.lib.core.quality import (
     outline_ratio,
     peer_surface_dice,
     prompt_agreement,
+    prompt_dice,
     robust_z,
     structure_doubts,
     surface_tolerance_px,
-    vote_dice,
 )
 
 NAN = float("nan")
@@ -200,14 +200,17 @@ def test_the_tolerance_is_2_mm_within_what_the_frame_shows(spacing_mm, shape_hw,
     assert surface_tolerance_px(spacing_mm, shape_hw, 128) == pytest.approx(expected)
 
 
-def test_vote_dice_by_hand():
+def test_prompt_dice_by_hand():
     a, b = square(1, 4), square(2, 5)
 
-    # a has 0.6 of the votes, so the vote is a: Dice with b 2/3. With 0.4 the vote is b.
-    assert vote_dice(b, np.stack([a, b]), np.array([0.9, 0.6])) == pytest.approx(2 / 3)
-    assert vote_dice(b, np.stack([a, b]), np.array([0.4, 0.6])) == 1.0
-    assert vote_dice(EMPTY, np.stack([a, a]), np.array([0.4, 0.6])) == 0.0
-    assert np.isnan(vote_dice(a, np.stack([a, b]), np.zeros(2)))
+    # Dice of a and b is 2/3. As sure of both: their mean; by 0.03 surer of a: it is e times as likely.
+    assert prompt_dice(b, np.stack([a, b]), np.array([0.6, 0.6])) == pytest.approx((2 / 3 + 1) / 2)
+    assert prompt_dice(b, np.stack([a, b]), np.array([0.63, 0.6])) == pytest.approx((2 / 3 * np.e + 1) / (np.e + 1))
+    # SAM is sure of a alone.
+    assert prompt_dice(b, np.stack([a, b]), np.array([0.95, 0.3])) == pytest.approx(2 / 3, abs=1e-5)
+    assert prompt_dice(EMPTY, np.stack([a, a]), np.array([0.4, 0.6])) == 0.0
+    assert prompt_dice(EMPTY, np.stack([EMPTY, EMPTY]), np.array([0.4, 0.6])) == 1.0
+    assert np.isnan(prompt_dice(a, np.stack([a, b]), np.zeros(2)))
 
 
 def test_an_outline_on_an_edge_has_more_contrast_than_one_beside_it():

@@ -84,7 +84,7 @@ def test_the_dice_that_is_expected_is_that_with_who_is_believed(labelled):
     cohort = load_cohort(workspace, best_labels(workspace))
     rng = np.random.default_rng(0)
     values = np.linspace(0.1, 0.9, 10)
-    features = [{"peer_dice": values / 2, "vote_dice": 1 - (1 - values) / 2 + rng.normal(0, 1e-3, 10)}] * 2
+    features = [{"peer_dice": values / 2, "prompt_dice": 1 - (1 - values) / 2 + rng.normal(0, 1e-3, 10)}] * 2
     peers = Peers(None, None, None, np.array([True, False]), np.ones(2, bool))
 
     students, prompts = expect_structures(workspace, np.stack([values] * 2, 1), features, cohort.labels, peers)

@@ -40,8 +40,8 @@ def expect_dice(
 
     Args:
         scores: (N,) in [0, 1] or nan.
-        reference_dice: (N,) Dice of label and who is believed to be about right (out-of-fold students, or the
-            vote of SAM's prompts), or nan: the prior.
+        reference_dice: (N,) Dice of label and who is believed to be about right (out-of-fold students, or SAM's
+            prompts), or nan: the prior.
         approved_scores: (n,) scores of labels that were drawn at random and then seen by a person. Labels that were
             served worst first must not be among them: they are not exchangeable with the others.
         approved_dice: (n,) Dice of those labels with what the person made of them, or nan.

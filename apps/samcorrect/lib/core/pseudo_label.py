@@ -5,13 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from samcorrect.lib.core.correction import judge_mask
-from samcorrect.lib.core.quality import MAD_TO_SD
+from samcorrect.lib.core.quality import MAD_TO_SD, candidate_likelihoods
 
 # A mask whose log area or centre lies further than this from the cohort (in robust deviations) is of another object.
 MAX_COHORT_Z = 3.5
 MIN_COHORT = 8
-# SAM says how good a mask is with an error of about this: masks that it is as sure of are equals.
-CONFIDENCE_STEP = 0.02
 
 
 @dataclass(frozen=True)
@@ -79,11 +77,11 @@ def is_confidence_believed(confidence_agreements: np.ndarray) -> bool:
 def choose_candidate(
     confidences: np.ndarray, shapes: np.ndarray, overlaps: np.ndarray, cohort: CohortShape | None
 ) -> int:
-    """The candidate to take: of those that look like the cohort the one that agrees best with all that SAM is sure of,
-    or the box as given where confidence is not believed.
+    """The candidate to take: of those that look like the cohort the one with the highest Dice to be expected if the
+    truth is one of them, or the box as given where confidence is not believed.
 
-    Each candidate counts by exp(confidence / CONFIDENCE_STEP): where one is far surer than the others it is taken, and
-    of many about as sure the one in their middle. What SAM says of one mask is noise as far as it differs within them.
+    How likely each is tells `core.quality.candidate_likelihoods`. So one of which SAM is far surer than of the others
+    is taken, and of many that it is about as sure of, the one in their middle.
 
     Args:
         confidences: (K,) predicted IoU times stability, in [0, 1].
@@ -103,9 +101,10 @@ def choose_candidate(
         if not (furthest <= MAX_COHORT_Z).any():
             return int(np.argmin(furthest))
         is_likely = furthest <= MAX_COHORT_Z
-    surest = confidences[is_likely].max()
-    weights = np.where(is_likely, np.exp(np.minimum(confidences - surest, 0) / CONFIDENCE_STEP), 0)
-    return int(np.argmax(np.where(is_likely, overlaps @ weights + weights, -np.inf)))
+    likelihoods = np.zeros(len(confidences))
+    likelihoods[is_likely] = candidate_likelihoods(confidences[is_likely])
+    # The overlap of a mask with itself is 0 there, and 1 in truth.
+    return int(np.argmax(np.where(is_likely, overlaps @ likelihoods + likelihoods, -np.inf)))
 
 
 def choose_by_peer(masks: np.ndarray, peer: np.ndarray) -> int:

@@ -23,15 +23,18 @@ SOFTMIN_TEMPERATURE = 0.1
 EVIDENCE = {
     "peer": ("peer_dice",),
     "choice": ("choice_surface_dice", "choice_dice"),
-    "prompt": ("vote_dice", "prompt_agreement", "stability", "predicted_iou"),
+    "prompt": ("prompt_dice", "stability", "predicted_iou"),
     "cohort": ("cohort_area", "cohort_position", "cohort_shape"),
     "image": ("edge_contrast", "neighbour_dice"),
 }
-# The same peers look at outlines too: that tells a person where, but the score no more than their Dice does.
+# The same peers look at outlines too: that tells a person where, but the score no more than their Dice does. How far
+# prompts agree, however unlikely they are, is of the image more than of its label.
 FEATURES = (
     *(name for names in EVIDENCE.values() for name in names),
-    *("peer_surface_dice", "band_softmin", "present_peer_dice"),
+    *("peer_surface_dice", "band_softmin", "present_peer_dice", "prompt_agreement"),
 )
+# How much surer SAM must be of one mask than of another for it to be e times as likely the truth.
+CONFIDENCE_TEMPERATURE = 0.03
 # A structure whose labels lie below these in the median is contradicted by students, by SAM's other prompts, or by the
 # image: 0.8 is where a label counts as bad, 0.5 is the contrast of an outline drawn anywhere.
 WITNESSES = {"present_peer_dice": 0.8, "prompt_agreement": 0.8, "edge_contrast": 0.5}
@@ -153,21 +156,26 @@ def confidence_agreement(masks: np.ndarray, confidences: np.ndarray) -> float:
     return float(np.corrcoef(surest, confirmed)[0, 1])
 
 
-def vote_dice(mask: np.ndarray, candidates: np.ndarray, confidences: np.ndarray) -> float:
-    """Dice of a label with what most of SAM's prompts say, each prompt counted by its confidence.
+def candidate_likelihoods(confidences: np.ndarray) -> np.ndarray:
+    """How likely each of SAM's masks is the truth: (K,) exp(confidence / CONFIDENCE_TEMPERATURE), the highest 1."""
+    return np.exp((confidences - confidences.max()) / CONFIDENCE_TEMPERATURE)
+
+
+def prompt_dice(mask: np.ndarray, candidates: np.ndarray, confidences: np.ndarray) -> float:
+    """The Dice of a label that is to be expected if the truth is one of SAM's masks.
 
     Args:
         mask: (D, side, side) bool.
         candidates: (K, D, side, side) bool masks of K prompts.
-        confidences: (K,) at least 0.
+        confidences: (K,) at least 0; each counts by `candidate_likelihoods`.
 
     Returns:
         In [0, 1]; nan where no candidate has a confidence.
     """
-    total = float(confidences.sum())
-    if total <= 0:
+    if not (confidences > 0).any():
         return float("nan")
-    return agreement(mask, np.tensordot(confidences / total, candidates.astype(np.float32), 1) > 0.5)
+    dices = [agreement(mask, candidate) for candidate in candidates]
+    return float(np.average(dices, weights=candidate_likelihoods(confidences)))
 
 
 def edge_contrast(mask: np.ndarray, frames: np.ndarray) -> float:

@@ -22,9 +22,9 @@ from samcorrect.lib.core.quality import (
     neighbour_dice,
     outline_ratio,
     peer_surface_dice,
+    prompt_dice,
     structure_doubts,
     surface_tolerance_px,
-    vote_dice,
 )
 from samcorrect.lib.core.reweighting import huang_weights, posterior_good
 from samcorrect.lib.loop.approvals import approved_pairs
@@ -54,7 +54,7 @@ REASONS = {
     "prompt_agreement": "small changes of the prompt give very different masks",
     "stability": "SAM's mask depends on its threshold",
     "predicted_iou": "SAM itself is not sure of this mask",
-    "vote_dice": "most of SAM's prompts give another mask",
+    "prompt_dice": "the prompts that SAM is most sure of give other masks",
     "cohort_area": "its area is unusual for this structure",
     "cohort_position": "it lies elsewhere than this structure usually does",
     "cohort_shape": "its outline is more ragged, longer or smoother than this structure's usually is",
@@ -137,7 +137,7 @@ def fuse_structures(features: list[dict[str, np.ndarray]], judges: Peers | PeerC
 def _believed(judges: Peers | PeerContext | None, k: int) -> tuple[tuple[str, ...], str]:
     """Of a structure, the groups of features that are believed, and the one that the score has the scale of."""
     if judges is None or not judges.is_judge[k]:
-        return ("prompt",), "vote_dice"
+        return ("prompt",), "prompt_dice"
     return ("peer", "prompt") if judges.is_believed[k] else ("peer",), "peer_dice"
 
 
@@ -150,7 +150,7 @@ def expect_structures(
 ) -> list[ExpectedDice]:
     """Of each structure, what (n, K) scores and the approvals until now say of the Dice of the n labels.
 
-    Before there are approvals it is the Dice with who is believed, students or the vote of SAM's prompts.
+    Before there are approvals it is the Dice with who is believed, students or SAM's prompts.
     A label that was corrected is calibrated by approvals of corrected labels alone, and one that was not by the others:
     students made the first agree with students, so that one score does not mean the same of both.
     """
@@ -184,7 +184,7 @@ def measure_labels(
             if peers is not None:
                 told |= _features_of_peers(cohort, number, k, mask, peers, found)
             if found is not None:
-                told["vote_dice"] = vote_dice(mask, found[k].masks, found[k].confidence)
+                told["prompt_dice"] = prompt_dice(mask, found[k].masks, found[k].confidence)
             for name, value in told.items():
                 columns[name][number, k] = value
             forms[number, k] = [*mask_shapes(mask), np.log(outline_ratio(mask))]
