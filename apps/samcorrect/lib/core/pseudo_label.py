@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from samcorrect.lib.core.correction import judge_mask
-from samcorrect.lib.core.quality import MAD_TO_SD, candidate_likelihoods
+from samcorrect.lib.core.quality import MAD_TO_SD, agreement, candidate_likelihoods
 
 # A mask whose log area or centre lies further than this from the cohort (in robust deviations) is of another object.
 MAX_COHORT_Z = 3.5
@@ -108,9 +107,10 @@ def choose_candidate(
 
 
 def choose_by_peer(masks: np.ndarray, peer: np.ndarray) -> int:
-    """The candidate to take once students know the structure: the one that agrees best with their mask.
+    """The candidate to take once students know the structure: the one with the highest Dice with their mask.
 
-    SAM's confidence has no say here, so that the choice is evidence of its own.
+    SAM's confidence has no say here, so that the choice is evidence of its own. Nor have outlines: students know less
+    well than SAM where exactly those lie.
 
     Args:
         masks: (K, D, side, side) bool.
@@ -119,7 +119,7 @@ def choose_by_peer(masks: np.ndarray, peer: np.ndarray) -> int:
     Returns:
         Index in [0, K); the first of equals.
     """
-    return int(np.argmax([judge_mask(mask, peer) for mask in masks]))
+    return int(np.argmax([agreement(mask, peer) for mask in masks]))
 
 
 def merge_structures(soft: np.ndarray, indices: tuple[int, ...]) -> np.ndarray:
