@@ -10,7 +10,14 @@ import pytest
 
 from samcorrect.lib.errors import StoreError
 from samcorrect.lib.infers.sam import SamTask
-from samcorrect.lib.loop.pseudo_label import COHORT_NAME, STAGE_CHOOSE, pseudo_label_image, pseudo_label_store
+from samcorrect.lib.loop.candidates import Candidates
+from samcorrect.lib.loop.pseudo_label import (
+    COHORT_NAME,
+    STAGE_CHOOSE,
+    choose_candidates,
+    pseudo_label_image,
+    pseudo_label_store,
+)
 from samcorrect.lib.loop.workspace import open_workspace
 from samcorrect.lib.settings import Settings
 
@@ -39,6 +46,20 @@ def test_a_label_of_the_store_is_that_of_the_image_alone(phantom_workspace):
     volume = workspace.store.read_image("case4")
     alone = pseudo_label_image(workspace, volume, "case4.png")
     assert np.array_equal(alone.label_map, workspace.store.read_label(workspace.store.label("case4", "original")))
+
+
+def test_of_masks_that_sam_is_about_as_sure_of_the_one_in_their_middle_is_taken(phantom_workspace):
+    masks = np.zeros((3, 1, 32, 32), bool)
+    for number, columns in enumerate([slice(4, 12), slice(4, 13), slice(11, 20)]):
+        masks[number, 0, 4:12, columns] = True
+
+    def choice(confidences, preset):
+        found = Candidates(masks, np.array(confidences), np.ones(3), np.zeros((3, 4)))
+        return choose_candidates(phantom_workspace(preset=preset), [found, found])
+
+    assert choice([0.89, 0.8925, 0.9], "samcorrect") == [1, 1]
+    assert choice([0.59, 0.5925, 0.9], "samcorrect") == [2, 2]
+    assert choice([0.59, 0.5925, 0.9], "huang2023") == [0, 0]
 
 
 def test_another_preset_labels_anew_and_keeps_the_old_version(phantom_workspace):
