@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             make_labels(workspace, noise, truth, tell)
             tell_quarantined(workspace.store)
             cohort = load_cohort(workspace, best_labels(workspace))
-            scores = score_cohort(workspace, cohort, seed=seed)
+            scores = score_cohort(workspace, cohort, seed=seed, progress=tell)
             rows = _rows(workspace, cohort, scores, seed=seed, with_losses=not parsed.no_losses)
             if not parsed.no_losses:
                 rows[CEILING] = _agreement_with_students_of_truth(workspace, cohort, truth, seed=seed)
@@ -74,9 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             few = f"; {len(cohort)} labels say little of a ranking" if len(cohort) < MIN_LABELS else ""
             print(f"{name} {noise} seed {seed}: {time.monotonic() - started:.0f} s{few}", file=sys.stderr, flush=True)
             write_json(parsed.json, {name: measured})
+            if choosing:
+                write_json(parsed.json.with_name(f"{parsed.json.stem}-choosing.json"), {name: choosing})
     if choosing:
-        path = parsed.json.with_name(f"{parsed.json.stem}-choosing.json")
-        write_json(path, {name: choosing})
         _print_choosing(choosing)
     _print_table(measured)
     return 0
@@ -120,7 +120,7 @@ def _rows(workspace: Workspace, cohort: Cohort, scores: Scores, *, seed: int, wi
     rows["fused"] = scores.structure_scores
     if with_losses:
         rows["paper_loss_released"] = _paper_loss(workspace, cohort, seed, weigh_batch=_drop_samples, scaled=False)
-        repaired = score_cohort(workspace.with_settings(preset="huang2023"), cohort, seed=seed)
+        repaired = score_cohort(workspace.with_settings(preset="huang2023"), cohort, seed=seed, progress=tell)
         rows["paper_loss_repaired"] = repaired.structure_scores
     if get_label_quality_scores is not None and scores.peer_probs is not None:
         rows["cleanlab"] = _cleanlab(cohort, scores.peer_probs)
@@ -141,9 +141,8 @@ def _paper_loss(
 ) -> np.ndarray:
     """(n, K) of exp(-loss) of each image; unless `scaled`, of raw intensities, as the released code ranks."""
     everything = np.arange(len(cohort))
-    trained = train_on(
-        workspace, cohort, everything, name="loss", seed=seed, dropout=HUANG_DROPOUT, weigh_batch=weigh_batch
-    )
+    rules = {"dropout": HUANG_DROPOUT, "weigh_batch": weigh_batch, "progress": tell}
+    trained = train_on(workspace, cohort, everything, name="student of the paper's loss", seed=seed, **rules)
     frames = cohort.frames
     if not scaled:
         volumes = [workspace.store.read_image(row.id) for row in cohort.images]
@@ -159,7 +158,8 @@ def _agreement_with_students_of_truth(
     """(n, K) Dice of the labels with what students of the other fold's true masks predict."""
     labels = {label.image_id: label for label in cohort.labels}
     taught = true_cohort(workspace, labels, truth)
-    channels = out_of_fold_probs(workspace, taught, seed=seed, name="student of the truth")[0].argmax(1)
+    found, _ = out_of_fold_probs(workspace, taught, seed=seed, name="student of the truth", progress=tell)
+    channels = found.argmax(1)
     spans = {row.id: span for row, span in zip(taught.images, taught.spans, strict=True)}
     values = np.full((len(cohort), cohort.n_structures), np.nan)
     for number, row in enumerate(cohort.images):
