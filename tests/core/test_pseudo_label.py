@@ -27,7 +27,7 @@ EMPTY = [NAN, NAN, NAN]
 
 def apart(n_candidates):
     """Overlaps of masks that have nothing in common."""
-    return np.zeros((n_candidates, n_candidates))
+    return np.eye(n_candidates)
 
 
 def test_the_shape_of_a_mask_by_hand():
@@ -143,7 +143,7 @@ def test_choosing_a_candidate(confidences, shapes, cohort, expected):
     ],
 )
 def test_of_candidates_that_sam_is_about_as_sure_of_the_one_in_their_middle_is_taken(confidences, expected):
-    overlaps = np.array([[0, 0.9, 0.3], [0.9, 0, 0.3], [0.3, 0.3, 0]])
+    overlaps = np.array([[1, 0.9, 0.3], [0.9, 1, 0.3], [0.3, 0.3, 1]])
     shapes = [USUAL, USUAL, ELSEWHERE if confidences[2] > 1 else USUAL]
     assert choose_candidate(np.array(confidences), np.array(shapes), overlaps, COHORT) == expected
 

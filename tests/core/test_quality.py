@@ -11,6 +11,7 @@ from samcorrect.lib.core.quality import (
     label_features,
     neighbour_dice,
     outline_ratio,
+    pairwise_dice,
     peer_surface_dice,
     prompt_agreement,
     prompt_dice,
@@ -113,37 +114,49 @@ def test_the_band_stays_in_its_slice():
     assert band_softmin(mask, peer_prob) == pytest.approx(1.0)
 
 
+def overlaps_of(masks):
+    return pairwise_dice(np.stack(masks))
+
+
+def test_pairwise_dice_by_hand():
+    a, b = square(1, 4), square(2, 5)
+
+    # An empty mask overlaps with nothing, not even with itself.
+    expected = [[1, 2 / 3, 0], [2 / 3, 1, 0], [0, 0, 0]]
+    np.testing.assert_allclose(overlaps_of([a, b, EMPTY]), expected, rtol=1e-6)
+
+
 def test_prompt_agreement_by_hand():
     a, b = square(1, 4), square(2, 5)
 
     # Dice of a and b 2/3; the pairs are (a, b), (a, a), (b, a).
-    assert prompt_agreement(np.stack([a, b, a])) == pytest.approx((2 / 3 + 1 + 2 / 3) / 3)
+    assert prompt_agreement(overlaps_of([a, b, a])) == pytest.approx((2 / 3 + 1 + 2 / 3) / 3)
 
 
 def test_confidence_that_other_prompts_confirm_and_that_they_contradict():
     # Twice the same pixel and once another: the first two have a mean Dice of 1 / 3 with the three, the other 0.
-    masks = np.stack([pixel(1, 1), pixel(1, 1), pixel(2, 2)])
-    assert confidence_agreement(masks, np.array([0.9, 0.9, 0.4])) == pytest.approx(1)
-    assert confidence_agreement(masks, np.array([0.4, 0.4, 0.9])) == pytest.approx(-1)
-    assert confidence_agreement(masks, np.array([0.4, 0.9, 0.65])) == pytest.approx(0)
+    overlaps = overlaps_of([pixel(1, 1), pixel(1, 1), pixel(2, 2)])
+    assert confidence_agreement(overlaps, np.array([0.9, 0.9, 0.4])) == pytest.approx(1)
+    assert confidence_agreement(overlaps, np.array([0.4, 0.4, 0.9])) == pytest.approx(-1)
+    assert confidence_agreement(overlaps, np.array([0.4, 0.9, 0.65])) == pytest.approx(0)
 
 
 def test_confidence_agreement_where_nothing_can_be_said():
-    masks = np.stack([pixel(1, 1), pixel(1, 1), pixel(2, 2)])
-    assert np.isnan(confidence_agreement(masks, np.full(3, 0.5)))
-    assert np.isnan(confidence_agreement(np.stack([FULL, FULL, FULL]), np.array([0.1, 0.2, 0.3])))
-    assert np.isnan(confidence_agreement(np.stack([pixel(1, 1), pixel(2, 2), EMPTY]), np.array([0.1, 0.2, 0.3])))
+    overlaps = overlaps_of([pixel(1, 1), pixel(1, 1), pixel(2, 2)])
+    assert np.isnan(confidence_agreement(overlaps, np.full(3, 0.5)))
+    assert np.isnan(confidence_agreement(overlaps_of([FULL, FULL, FULL]), np.array([0.1, 0.2, 0.3])))
+    assert np.isnan(confidence_agreement(overlaps_of([pixel(1, 1), pixel(2, 2), EMPTY]), np.array([0.1, 0.2, 0.3])))
 
 
 def test_prompt_agreement_with_empty_masks():
     a = square(1, 4)
 
     # The pairs are (a, a) with 1 and twice (a, empty) with 0.
-    assert prompt_agreement(np.stack([a, a, EMPTY])) == pytest.approx(1 / 3)
-    assert np.isnan(prompt_agreement(np.stack([a, EMPTY, EMPTY])))
-    assert np.isnan(prompt_agreement(np.stack([EMPTY, EMPTY])))
-    assert prompt_agreement(np.stack([FULL, FULL])) == 1.0
-    assert prompt_agreement(np.stack([pixel(1, 1), pixel(2, 2)])) == 0.0
+    assert prompt_agreement(overlaps_of([a, a, EMPTY])) == pytest.approx(1 / 3)
+    assert np.isnan(prompt_agreement(overlaps_of([a, EMPTY, EMPTY])))
+    assert np.isnan(prompt_agreement(overlaps_of([EMPTY, EMPTY])))
+    assert prompt_agreement(overlaps_of([FULL, FULL])) == 1.0
+    assert prompt_agreement(overlaps_of([pixel(1, 1), pixel(2, 2)])) == 0.0
 
 
 def test_robust_z_by_hand():

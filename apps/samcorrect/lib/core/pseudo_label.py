@@ -102,8 +102,7 @@ def choose_candidate(
         is_likely = furthest <= MAX_COHORT_Z
     likelihoods = np.zeros(len(confidences))
     likelihoods[is_likely] = candidate_likelihoods(confidences[is_likely])
-    # The overlap of a mask with itself is 0 there, and 1 in truth.
-    return int(np.argmax(np.where(is_likely, overlaps @ likelihoods + likelihoods, -np.inf)))
+    return int(np.argmax(np.where(is_likely, overlaps @ likelihoods, -np.inf)))
 
 
 def choose_by_peer(masks: np.ndarray, peer: np.ndarray) -> int:

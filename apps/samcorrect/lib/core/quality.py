@@ -108,49 +108,47 @@ def band_softmin(mask: np.ndarray, peer_prob: np.ndarray) -> float:
 
 
 def pairwise_dice(masks: np.ndarray) -> np.ndarray:
-    """Dice of each of K masks with each; 0 where one of two is empty, and of a mask with itself.
+    """Dice of each of K masks with each: 0 where one of two is empty, even of an empty mask with itself.
 
     Args:
         masks: (K, ...) bool.
 
     Returns:
-        (K, K) float32.
+        (K, K) float32 in [0, 1]; 1 on the diagonal where a mask is not empty.
     """
     flat = masks.reshape(len(masks), -1)
     flat = flat[:, flat.any(0)].astype(np.float32)
     sizes = flat.sum(1)
-    shares = 2 * (flat @ flat.T) / np.maximum(sizes[:, None] + sizes[None], 1)
-    np.fill_diagonal(shares, 0)
-    return shares
+    return 2 * (flat @ flat.T) / np.maximum(sizes[:, None] + sizes[None], 1)
 
 
-def prompt_agreement(masks: np.ndarray) -> float:
+def prompt_agreement(overlaps: np.ndarray) -> float:
     """Mean pairwise Dice of the masks of K prompts.
 
     Args:
-        masks: (K, ...) bool, K at least 2.
+        overlaps: (K, K) `pairwise_dice` of the masks, K at least 2.
 
     Returns:
         In [0, 1]; nan where fewer than two masks are not empty.
     """
-    if masks.reshape(len(masks), -1).any(1).sum() < 2:
+    if (overlaps.diagonal() > 0).sum() < 2:
         return float("nan")
-    return float(pairwise_dice(masks)[np.triu_indices(len(masks), 1)].mean())
+    return float(overlaps[np.triu_indices(len(overlaps), 1)].mean())
 
 
-def confidence_agreement(masks: np.ndarray, confidences: np.ndarray) -> float:
+def confidence_agreement(overlaps: np.ndarray, confidences: np.ndarray) -> float:
     """Whether SAM is more confident of those of its masks that its other prompts confirm.
 
     Args:
-        masks: (K, ...) bool masks of K prompts of one object.
+        overlaps: (K, K) `pairwise_dice` of the masks of K prompts of one object.
         confidences: (K,).
 
     Returns:
         The correlation of the confidences with each mask's mean Dice with the others, in [-1, 1]; nan below three masks
         that are not empty, and where either is the same for all. Linear, since what is chosen is what lies far out.
     """
-    is_filled = masks.reshape(len(masks), -1).any(1)
-    surest, confirmed = confidences[is_filled], pairwise_dice(masks[is_filled]).mean(1)
+    is_filled = overlaps.diagonal() > 0
+    surest, confirmed = confidences[is_filled], overlaps[is_filled][:, is_filled].mean(1)
     if len(surest) < 3 or np.ptp(surest) == 0 or np.ptp(confirmed) == 0:
         return float("nan")
     return float(np.corrcoef(surest, confirmed)[0, 1])

@@ -5,12 +5,14 @@ import io
 import logging
 import zipfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from samcorrect.lib.core.boxes import box_of_mask, candidate_boxes, slice_axis
+from samcorrect.lib.core.quality import pairwise_dice
 from samcorrect.lib.errors import ProtocolError, StoreError
 from samcorrect.lib.loop.propagation import CarriedMasks, carry_masks
 from samcorrect.lib.loop.slices import Slices
@@ -52,6 +54,11 @@ class Candidates:
     def confidence(self) -> np.ndarray:
         """(K,) predicted IoU times stability."""
         return self.predicted_iou * self.stability
+
+    @cached_property
+    def overlaps(self) -> np.ndarray:
+        """(K, K) `core.quality.pairwise_dice`."""
+        return pairwise_dice(self.masks)
 
     def info(self, number: int) -> dict[str, float]:
         """What a label's info says of a candidate that was taken."""

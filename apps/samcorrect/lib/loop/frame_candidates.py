@@ -86,7 +86,7 @@ def _of_image(workspace: Workspace, cohort: Cohort, number: int) -> list[FrameCa
             np.packbits(shrink_masks(c.masks, side), axis=-1),
             c.confidence,
             first,
-            confidence_agreement(c.masks, c.confidence),
+            confidence_agreement(c.overlaps, c.confidence),
         )
         for c, first in zip(candidates, chosen, strict=True)
     ]

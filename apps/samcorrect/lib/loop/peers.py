@@ -18,7 +18,7 @@ import torch
 from samcorrect.lib.core.correction import judge_mask, loses_edges
 from samcorrect.lib.core.metrics import dice
 from samcorrect.lib.core.pseudo_label import choose_by_peer, is_confidence_believed
-from samcorrect.lib.core.quality import prompt_agreement
+from samcorrect.lib.core.quality import pairwise_dice, prompt_agreement
 from samcorrect.lib.loop.cohort import Cohort
 from samcorrect.lib.loop.frame_candidates import CohortCandidates
 from samcorrect.lib.loop.promotion import hold_out_cases
@@ -113,7 +113,7 @@ def compare_with_peers(
             if nearest[number, k] != first[number, k]:
                 loses[number, k] = loses_edges(masks[first[number, k]], masks[nearest[number, k]], frames)
             with_peer[number, k] = dice(masks[nearest[number, k]], peer)
-            among_prompts[number, k] = prompt_agreement(masks)
+            among_prompts[number, k] = prompt_agreement(pairwise_dice(masks))
             confirmed[number, k] = found[k].confidence_agreement
         progress(STAGE_CHOOSE_AGAIN, number + 1, len(cohort))
     is_believed = np.array([is_confidence_believed(of) for of in confirmed.T])

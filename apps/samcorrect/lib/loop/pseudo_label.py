@@ -18,7 +18,7 @@ import torch
 
 from samcorrect.lib.core.metrics import rounded
 from samcorrect.lib.core.pseudo_label import CohortShape, choose_candidate, cohort_shape, mask_shapes, merge_structures
-from samcorrect.lib.core.quality import confidence_agreement, pairwise_dice, prompt_agreement
+from samcorrect.lib.core.quality import confidence_agreement, prompt_agreement
 from samcorrect.lib.errors import ImageError, ProtocolError, SamCorrectError, WorkerDiedError
 from samcorrect.lib.loop.candidates import Candidates, find_candidates, prompting_student
 from samcorrect.lib.loop.workers import ImageFunction, ImageTask, MapImages, open_workers
@@ -195,7 +195,7 @@ def _tell_cohort(models: Models, task: ImageTask) -> np.ndarray:
     """(K, 4) `_usual_shape` of each structure and its `confidence_agreement`; the candidates are on the disk
     afterwards."""
     found = find_candidates(models, read_image(task.file), task.name)
-    return np.array([[*_usual_shape(c), confidence_agreement(c.masks, c.confidence)] for c in found])
+    return np.array([[*_usual_shape(c), confidence_agreement(c.overlaps, c.confidence)] for c in found])
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ def _choose(models: Models, candidates: list[Candidates], cohort: KnownShapes | 
         return [0] * len(candidates)
     known = cohort or [None] * len(candidates)
     return [
-        choose_candidate(c.confidence, mask_shapes(c.masks), pairwise_dice(c.masks), k)
+        choose_candidate(c.confidence, mask_shapes(c.masks), c.overlaps, k)
         for c, k in zip(candidates, known, strict=True)
     ]
 
@@ -254,8 +254,8 @@ def _assemble(models: Models, volume: Volume, candidates: list[Candidates], chos
         }
         structures[structure.name] = {
             **found.info(number),
-            "prompt_agreement": rounded(prompt_agreement(found.masks)),
-            "confidence_agreement": _none_if_nan(confidence_agreement(found.masks, found.confidence)),
+            "prompt_agreement": rounded(prompt_agreement(found.overlaps)),
+            "confidence_agreement": _none_if_nan(confidence_agreement(found.overlaps, found.confidence)),
             "usual_shape": [_none_if_nan(v) for v in _usual_shape(found)],
         }
     return PseudoLabel(merge_structures(np.stack(soft), protocol.indices), prompts, {"structures": structures})
