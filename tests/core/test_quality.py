@@ -145,6 +145,9 @@ def test_confidence_agreement_where_nothing_can_be_said():
     overlaps = overlaps_of([pixel(1, 1), pixel(1, 1), pixel(2, 2)])
     assert np.isnan(confidence_agreement(overlaps, np.full(3, 0.5)))
     assert np.isnan(confidence_agreement(overlaps_of([FULL, FULL, FULL]), np.array([0.1, 0.2, 0.3])))
+    # Each of five shares two of its three pixels with each other: all are confirmed alike, in whatever order one adds.
+    alike = [pixel(1, 1) | pixel(1, 2) | pixel(5, number) for number in range(5)]
+    assert np.isnan(confidence_agreement(overlaps_of(alike), np.array([0.1, 0.2, 0.3, 0.4, 0.5])))
     assert np.isnan(confidence_agreement(overlaps_of([pixel(1, 1), pixel(2, 2), EMPTY]), np.array([0.1, 0.2, 0.3])))
 
 
