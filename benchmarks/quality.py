@@ -71,11 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _enter(measured, noise, seed, cohort, rows, *_true_dice(workspace, cohort, truth))
             if noise == "chosen":
                 choosing[str(seed)] = _choosing(workspace, cohort, scores, truth)
+                write_json(parsed.json.with_name(f"{parsed.json.stem}-choosing.json"), {name: choosing})
             few = f"; {len(cohort)} labels say little of a ranking" if len(cohort) < MIN_LABELS else ""
             print(f"{name} {noise} seed {seed}: {time.monotonic() - started:.0f} s{few}", file=sys.stderr, flush=True)
             write_json(parsed.json, {name: measured})
-            if choosing:
-                write_json(parsed.json.with_name(f"{parsed.json.stem}-choosing.json"), {name: choosing})
     if choosing:
         _print_choosing(choosing)
     _print_table(measured)
@@ -141,8 +140,16 @@ def _paper_loss(
 ) -> np.ndarray:
     """(n, K) of exp(-loss) of each image; unless `scaled`, of raw intensities, as the released code ranks."""
     everything = np.arange(len(cohort))
-    rules = {"dropout": HUANG_DROPOUT, "weigh_batch": weigh_batch, "progress": tell}
-    trained = train_on(workspace, cohort, everything, name="student of the paper's loss", seed=seed, **rules)
+    trained = train_on(
+        workspace,
+        cohort,
+        everything,
+        name="student of the paper's loss",
+        seed=seed,
+        dropout=HUANG_DROPOUT,
+        weigh_batch=weigh_batch,
+        progress=tell,
+    )
     frames = cohort.frames
     if not scaled:
         volumes = [workspace.store.read_image(row.id) for row in cohort.images]
