@@ -9,6 +9,7 @@ from samcorrect.lib.core.quality import (
     confidence_agreement,
     edge_contrast,
     label_features,
+    log_area_ratio,
     neighbour_dice,
     outline_ratio,
     pairwise_dice,
@@ -78,6 +79,12 @@ def test_peer_surface_dice_is_symmetric_and_leaves_its_arguments(rng):
     assert peer_surface_dice(mask, peer) == peer_surface_dice(peer, mask)
     assert 0 <= peer_surface_dice(mask, peer) <= 1
     np.testing.assert_array_equal(mask, mask_before)
+
+
+def test_log_area_ratio_by_hand():
+    assert log_area_ratio(square(1, 4), square(5, 8)) == log_area_ratio(EMPTY, EMPTY) == 0.0
+    assert log_area_ratio(square(1, 5), square(1, 4)) == pytest.approx(np.log(13 / 10))
+    assert log_area_ratio(EMPTY, square(1, 4)) == -log_area_ratio(square(1, 4), EMPTY) == pytest.approx(-np.log(10))
 
 
 def test_band_softmin_by_hand():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import binary_dilation, binary_erosion
 from scipy.stats import spearmanr
 from torch.nn.functional import one_hot
 
@@ -61,6 +62,29 @@ def test_labels_that_are_rightly_empty_are_good_and_hide_no_bad_one(labelled):
 
     assert (scores[rightly_empty] > 0.9).all()
     assert (scores[[*shifted, wrongly_empty]] < 0.5).all()
+
+
+def test_a_label_that_is_a_little_too_large_all_along_stands_out_among_ragged_ones(labelled):
+    workspace = labelled(is_bad=lambda _: False)
+    cohort = load_cohort(workspace, best_labels(workspace))
+    probs = one_hot(cohort.targets.long(), 3).permute(0, 3, 1, 2) * 0.94 + 0.02
+    # Half of each outline one pixel further out, the other half one further in: the Dice falls, and the area hardly.
+    large, first = 5, 0
+    ragged = [number for number in range(10) if number != large]
+    for number in [*ragged, large]:
+        mask = cohort.targets[number] == first + 1
+        grown, shrunk = binary_dilation(mask), binary_erosion(mask)
+        upper = np.arange(mask.shape[0])[:, None] < np.flatnonzero(mask.any(1)).mean()
+        changed = grown if number == large else np.where(upper, grown, shrunk)
+        cohort.targets[number][mask] = 0
+        cohort.targets[number][torch.from_numpy(changed)] = first + 1
+    peers = Peers(probs, np.full((10, 2), -1), np.full((10, 2), -1), *np.ones((2, 2), bool))
+
+    (features, _) = with_typicality(*measure_labels(cohort, [None] * 10, peers))
+
+    assert features["peer_dice"].argmin() != large
+    assert features["peer_area"].argmin() == large
+    assert np.median(features["peer_area"]) > 0.5
 
 
 def test_where_sam_contradicts_its_prompts_students_alone_are_believed():

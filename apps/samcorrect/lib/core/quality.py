@@ -22,7 +22,8 @@ SOFTMIN_TEMPERATURE = 0.1
 # Where each feature that is fused takes its evidence from; features of one source err together.
 EVIDENCE = {
     "peer": ("peer_dice",),
-    "choice": ("choice_surface_dice", "choice_dice"),
+    # What else peers say: they are believed in it as far as it agrees with the others.
+    "peer_besides": ("choice_surface_dice", "choice_dice", "peer_area"),
     "prompt": ("prompt_dice", "stability", "predicted_iou"),
     "cohort": ("cohort_area", "cohort_position", "cohort_shape"),
     "image": ("edge_contrast", "neighbour_dice"),
@@ -84,6 +85,15 @@ def peer_surface_dice(mask: np.ndarray, peer: np.ndarray, *, tolerance_px: float
 def agreement(mask: np.ndarray, other: np.ndarray) -> float:
     """Dice of two masks of one shape, in [0, 1]; 1 where both are empty: they agree that the structure is not there."""
     return dice(mask, other) if mask.any() or other.any() else 1.0
+
+
+def log_area_ratio(mask: np.ndarray, peer: np.ndarray) -> float:
+    """How much larger a mask is than its peer: log((a + 1) / (b + 1)), a and b their voxels; 0 where both are empty.
+
+    What a student gets wrong at an outline here and there cancels out in its area, and an outline that lies too far out
+    or in all along does not: Dice cannot tell these apart.
+    """
+    return float(np.log((mask.sum() + 1) / (peer.sum() + 1)))
 
 
 def band_softmin(mask: np.ndarray, peer_prob: np.ndarray) -> float:

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 CONTEXT_NAME = "peers.npz"
 # Raised whenever features or the file change.
-CONTEXT_FORMAT = 3
+CONTEXT_FORMAT = 4
 # Settings that change what peers learn or how their words are weighed.
 KEY_SETTINGS = (
     "preset",
@@ -50,7 +50,7 @@ class PeerContext:
         is_judge, is_believed: (K,) bool, as in `Peers`.
         taught_ids: The label versions that there were when the pairs were taught.
         label_ids: (n,) the label versions that were scored.
-        forms: (n, K, 4) of each the measures of its form.
+        forms: (n, K, N_FORMS) of each the measures of its form, as in `Scores`.
         doubtful: The structures whose labels are contradicted as a whole.
     """
 

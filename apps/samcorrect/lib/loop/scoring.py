@@ -19,6 +19,7 @@ from samcorrect.lib.core.quality import (
     cohort_typicality,
     edge_contrast,
     label_features,
+    log_area_ratio,
     neighbour_dice,
     outline_ratio,
     peer_surface_dice,
@@ -41,13 +42,16 @@ STAGE_SCORE = "scoring labels"
 MIN_IMAGES_FOR_PEERS = 8
 HUANG_DROPOUT = 0.2
 MAX_REASONS = 3
-# Of log area, both coordinates of the centre, and log outline ratio: what each cohort feature rests on.
-COHORT_PARTS = {"cohort_area": [0], "cohort_position": [1, 2], "cohort_shape": [3]}
+# Measures of a form: log area, both coordinates of the centre, log outline ratio, log ratio of the area to the peer's.
+# What each feature among all labels rests on; a bias that students have in size cancels out.
+COHORT_PARTS = {"cohort_area": [0], "cohort_position": [1, 2], "cohort_shape": [3], "peer_area": [4]}
+N_FORMS = 5
 # A feature this far below the cohort's median (in its own units) is worth telling a person.
 REASON_GAP = 0.08
 REASONS = {
     "peer_surface_dice": "its outline differs from what students trained on other images predict",
     "peer_dice": "its area overlaps little with what students trained on other images predict",
+    "peer_area": "it is larger or smaller than what students trained on other images predict",
     "band_softmin": "students trained on other images are sure of another outline at some places",
     "choice_dice": "its area overlaps little with the prompt's mask that those students prefer",
     "choice_surface_dice": "its outline differs from the prompt's mask that those students prefer",
@@ -84,7 +88,7 @@ class Scores:
         chosen: (n, K) the candidate of SAM to take now, see `peers.Peers`; None without peers.
         doubts: Of each structure, why its labels are doubtful as a whole, in words; "" where they are not.
         peers: The peers that judged, or None.
-        forms: (n, K, 4) the measures of each label's form, or None.
+        forms: (n, K, N_FORMS) the measures of each label's form, or None.
     """
 
     structure_scores: np.ndarray
@@ -173,21 +177,23 @@ def measure_labels(
     *,
     progress: Progress = no_progress,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """What each label says without the others: feature to (n, K) values in [0, 1] or nan, and (n, K, 4) forms."""
+    """What each label says without the others: feature to (n, K) values in [0, 1] or nan, and (n, K, N_FORMS) forms."""
     shape = (len(cohort), cohort.n_structures)
     columns = {name: np.full(shape, np.nan) for name in FEATURES}
-    forms = np.full((*shape, 4), np.nan)
+    forms = np.full((*shape, N_FORMS), np.nan)
     for number, found in enumerate(candidates):
         for k in range(cohort.n_structures):
             mask = cohort.mask(number, k + 1)
-            told = _features_alone(cohort, number, k, mask)
+            told, size = _features_alone(cohort, number, k, mask), np.nan
             if peers is not None:
-                told |= _features_of_peers(cohort, number, k, mask, peers, found)
+                peer = (peers.probs[cohort.spans[number]].argmax(1) == k + 1).numpy()
+                told |= _features_of_peers(cohort, number, k, mask, peer, peers, found)
+                size = log_area_ratio(mask, peer)
             if found is not None:
                 told["prompt_dice"] = prompt_dice(mask, found[k].masks, found[k].confidence)
             for name, value in told.items():
                 columns[name][number, k] = value
-            forms[number, k] = [*mask_shapes(mask), np.log(outline_ratio(mask))]
+            forms[number, k] = [*mask_shapes(mask), np.log(outline_ratio(mask)), size]
         progress(STAGE_SCORE, number + 1, len(cohort))
     return columns, forms
 
@@ -197,7 +203,7 @@ def with_typicality(columns: dict[str, np.ndarray], forms: np.ndarray) -> list[d
 
     Args:
         columns: Feature to (n, K).
-        forms: (n, K, 4) of all labels, among which each is more or less ordinary.
+        forms: (n, K, N_FORMS) of all labels, among which each is more or less ordinary.
     """
     features = [{name: values[:, k] for name, values in columns.items()} for k in range(forms.shape[1])]
     for k, of in enumerate(features):
@@ -216,14 +222,19 @@ def _features_alone(cohort: Cohort, number: int, k: int, mask: np.ndarray) -> di
 
 
 def _features_of_peers(
-    cohort: Cohort, number: int, k: int, mask: np.ndarray, peers: Peers, found: list[FrameCandidates] | None
+    cohort: Cohort,
+    number: int,
+    k: int,
+    mask: np.ndarray,
+    peer: np.ndarray,
+    peers: Peers,
+    found: list[FrameCandidates] | None,
 ) -> dict[str, float]:
     """What the students say of a label, and the candidate of SAM that is nearest to them."""
-    probs = peers.probs[cohort.spans[number]]
     spacing_mm = np.linalg.norm(cohort.affines[number][:3, :3], axis=0)
     tolerance_px = surface_tolerance_px(spacing_mm, cohort.shapes[number][:2], cohort.config.side_px)
-    peer = (probs.argmax(1) == k + 1).numpy()
-    told = label_features(mask, probs[:, k + 1].numpy(), peer, tolerance_px=tolerance_px)
+    probs = peers.probs[cohort.spans[number], k + 1].numpy()
+    told = label_features(mask, probs, peer, tolerance_px=tolerance_px)
     if found is not None:
         choice = found[k].masks[peers.nearest[number, k]]
         told["choice_dice"] = agreement(mask, choice)
