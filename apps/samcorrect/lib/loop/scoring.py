@@ -15,6 +15,7 @@ from samcorrect.lib.core.pseudo_label import mask_shapes
 from samcorrect.lib.core.quality import (
     EVIDENCE,
     FEATURES,
+    MAD_TO_SD,
     agreement,
     cohort_typicality,
     edge_contrast,
@@ -46,8 +47,9 @@ MAX_REASONS = 3
 # What each feature among all labels rests on; a bias that students have in size cancels out.
 COHORT_PARTS = {"cohort_area": [0], "cohort_position": [1, 2], "cohort_shape": [3], "peer_area": [4]}
 N_FORMS = 5
-# A feature this far below the cohort's median (in its own units) is worth telling a person.
-REASON_GAP = 0.08
+# A feature this far below the cohort's median (in its own units) is worth telling a person, the more of the cohort's
+# spreads it lies below, the sooner. Where labels are alike the spread counts as at least this.
+REASON_GAP, MIN_SPREAD = 0.08, 0.02
 REASONS = {
     "peer_surface_dice": "its outline differs from what students trained on other images predict",
     "peer_dice": "its area overlaps little with what students trained on other images predict",
@@ -257,13 +259,11 @@ def write_scores(workspace: Workspace, cohort: Cohort, scores: Scores) -> None:
 def write_quality(workspace: Workspace, labels: Sequence[LabelVersionRow], scores: Scores, numbers: np.ndarray) -> None:
     """Enter the scores of some of the labels; structure index 0 is the whole label."""
     now, protocol = time.time(), workspace.require_protocol()
-    medians = [
-        {name: np.nanmedian(v) if np.isfinite(v).any() else np.nan for name, v in f.items()} for f in scores.features
-    ]
+    usual = [{name: _median_and_spread(values) for name, values in of.items()} for of in scores.features]
     for number in numbers:
         label, rows, reasons = labels[number], [], []
         for k, (name, index) in enumerate(zip(protocol.names, protocol.indices, strict=True)):
-            told = explain({f: v[number] for f, v in scores.features[k].items()}, medians[k], structure=name)
+            told = explain({f: v[number] for f, v in scores.features[k].items()}, usual[k], structure=name)
             if scores.doubts[k]:
                 told = [*told[: MAX_REASONS - 1], scores.doubts[k]]
             reasons += told
@@ -278,17 +278,32 @@ def worst_structure(values: np.ndarray) -> int:
     return int(np.nanargmin(values)) if np.isfinite(values).any() else 0
 
 
-def explain(features: dict[str, float], medians: dict[str, float], *, structure: str) -> list[str]:
-    """Why a structure's score is low, in words, the strongest reason first; empty where nothing stands out."""
-    gaps = {
-        name: medians[name] - value
-        for name, value in features.items()
-        if np.isfinite(value) and np.isfinite(medians[name])
+def explain(features: dict[str, float], usual: dict[str, tuple[float, float]], *, structure: str) -> list[str]:
+    """Why a structure's score is low, in words, the strongest reason first; empty where nothing stands out.
+
+    Args:
+        features: Name to its value.
+        usual: Name to median and spread over the cohort, nan where nothing is defined.
+        structure: Its name.
+    """
+    strength = {
+        name: (median - features[name]) / max(spread, MIN_SPREAD)
+        for name, (median, spread) in usual.items()
+        if median - features.get(name, np.nan) > REASON_GAP
     }
-    order: Sequence[str] = sorted((n for n, gap in gaps.items() if gap > REASON_GAP), key=lambda n: -gaps[n])
-    return [f"{structure}: {REASONS[n]} ({features[n]:.2f}, usual {medians[n]:.2f})" for n in order if n in REASONS][
-        :MAX_REASONS
+    order = sorted((name for name in strength if name in REASONS), key=lambda name: -strength[name])
+    return [
+        f"{structure}: {REASONS[name]} ({features[name]:.2f}, usual {usual[name][0]:.2f})"
+        for name in order[:MAX_REASONS]
     ]
+
+
+def _median_and_spread(values: np.ndarray) -> tuple[float, float]:
+    """Of the defined values, the median and the standard deviation that their median deviation stands for."""
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return np.nan, np.nan
+    return float(np.median(known)), float(MAD_TO_SD * np.median(np.abs(known - np.median(known))))
 
 
 def _score_by_loss(workspace: Workspace, cohort: Cohort, *, seed: int, progress: Progress) -> Scores:
