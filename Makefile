@@ -28,7 +28,7 @@ demo: $(VENV)/.installed ## run the loop on sample-data, then say where the repo
 
 # One thread a process, since there is a process for each core: a fifth less time than with all threads in each.
 test: $(VENV)/.installed ## run every test, the slow ones too, on all cores
-	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 SAMCORRECT_THREADS=1 python -m pytest -n auto --dist worksteal
+	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 SAMCORRECT_THREADS=1 python -m pytest -n auto --dist worksteal --durations=25
 
 test-fast: $(VENV)/.installed ## run the tests that are not marked slow
 	python -m pytest -m 'not slow'
