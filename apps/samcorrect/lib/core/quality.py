@@ -263,13 +263,19 @@ def structure_doubts(features: Mapping[str, np.ndarray]) -> tuple[str, ...]:
     return against if against and 2 * len(against) >= len(medians) else ()
 
 
+def median_and_spread(values: np.ndarray) -> tuple[float, float]:
+    """Of the defined values, the median and the standard deviation that their MAD stands for; nan where none is."""
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return float("nan"), float("nan")
+    center = np.median(known)
+    return float(center), float(MAD_TO_SD * np.median(np.abs(known - center)))
+
+
 def robust_z(values: np.ndarray) -> np.ndarray:
     """(value - median) / (1.4826 MAD) over the defined values; 0 everywhere where they do not spread."""
-    if not np.isfinite(values).any():
-        return np.full(values.shape, np.nan)
-    center = np.nanmedian(values)
-    spread = MAD_TO_SD * np.nanmedian(np.abs(values - center))
-    return (values - center) / spread if spread > 0 else np.where(np.isfinite(values), 0.0, np.nan)
+    center, spread = median_and_spread(values)
+    return np.where(np.isfinite(values), 0.0, np.nan) if spread == 0 else (values - center) / spread
 
 
 def label_features(

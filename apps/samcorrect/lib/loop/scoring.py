@@ -15,12 +15,12 @@ from samcorrect.lib.core.pseudo_label import mask_shapes
 from samcorrect.lib.core.quality import (
     EVIDENCE,
     FEATURES,
-    MAD_TO_SD,
     agreement,
     cohort_typicality,
     edge_contrast,
     label_features,
     log_area_ratio,
+    median_and_spread,
     neighbour_dice,
     outline_ratio,
     peer_surface_dice,
@@ -259,7 +259,7 @@ def write_scores(workspace: Workspace, cohort: Cohort, scores: Scores) -> None:
 def write_quality(workspace: Workspace, labels: Sequence[LabelVersionRow], scores: Scores, numbers: np.ndarray) -> None:
     """Enter the scores of some of the labels; structure index 0 is the whole label."""
     now, protocol = time.time(), workspace.require_protocol()
-    usual = [{name: _median_and_spread(values) for name, values in of.items()} for of in scores.features]
+    usual = [{name: median_and_spread(values) for name, values in of.items()} for of in scores.features]
     for number in numbers:
         label, rows, reasons = labels[number], [], []
         for k, (name, index) in enumerate(zip(protocol.names, protocol.indices, strict=True)):
@@ -296,14 +296,6 @@ def explain(features: dict[str, float], usual: dict[str, tuple[float, float]], *
         f"{structure}: {REASONS[name]} ({features[name]:.2f}, usual {usual[name][0]:.2f})"
         for name in order[:MAX_REASONS]
     ]
-
-
-def _median_and_spread(values: np.ndarray) -> tuple[float, float]:
-    """Of the defined values, the median and the standard deviation that their median deviation stands for."""
-    known = values[np.isfinite(values)]
-    if not len(known):
-        return np.nan, np.nan
-    return float(np.median(known)), float(MAD_TO_SD * np.median(np.abs(known - np.median(known))))
 
 
 def _score_by_loss(workspace: Workspace, cohort: Cohort, *, seed: int, progress: Progress) -> Scores:
