@@ -129,8 +129,8 @@ def test_an_onnx_file_says_what_it_segments_and_gives_the_same_masks(models, stu
     assert (code, digest_in(told)) == (0, digest)
     model = onnx.load(out)
     assert {prop.key: prop.value for prop in model.metadata_props} == {
-        "structures": '{"right blob": 7, "left blob": 3}', "indices": "[7, 3]", "side_px": "32", "window_hu": "null",
-        "digest": digest,
+        "structures": '{"right blob": 7, "left blob": 3}', "indices": "[7, 3]", "in_one_piece": "[]", "side_px": "32",
+        "window_hu": "null", "digest": digest,
     }  # fmt: skip
     assert [entry.version for entry in model.opset_import if entry.domain == ""] == [18]
     session = onnxruntime.InferenceSession(out.read_bytes(), providers=["CPUExecutionProvider"])

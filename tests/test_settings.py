@@ -122,6 +122,7 @@ def test_parts_of_the_method_are_switched_off_by_naming_the_others():
     settings = load_settings({"modules": "pixel_weights, correct"}, environment={})
     assert settings.modules == "correct,pixel_weights"
     assert not settings.has_module("search")
+    assert not settings.has_module("largest_piece")
     assert settings.n_prompts == 1
     for wrong in ("weights", "", "search correct"):
         with pytest.raises(SettingsError, match=r"modules: .*some of search, correct, image_weights, "):

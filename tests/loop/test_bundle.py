@@ -27,8 +27,8 @@ TENSOR_KEYS = {
 
 @pytest.fixture
 def student(tmp_path):
-    """A student with weights of chance, whose masks are full of specks, and statistics of batches that it never saw."""
-    config = StudentConfig(("right blob", "left blob"), (7, 3), 32)
+    """A student with weights of chance, one of whose masks is full of specks, and statistics of no batch it saw."""
+    config = StudentConfig(("right blob", "left blob"), (7, 3), 32, in_one_piece=(True, False))
     path = tmp_path / "student.pt"
     path.write_bytes(student_bytes(build_network(config, seed=1), config))
     return load_student(path)

@@ -10,7 +10,7 @@ from PIL import Image
 from samcorrect.lib.errors import LabelError
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
 from samcorrect.lib.loop.workspace import open_workspace
-from samcorrect.lib.store.volumes import read_label_map
+from samcorrect.lib.store.volumes import LPS_TO_RAS, read_label_map
 from samcorrect.lib.transforms.frame import labels_to_frame, to_frame
 
 
@@ -37,6 +37,20 @@ def test_the_cohort_and_its_students_see_ct_in_the_window_of_the_protocol(labell
     array = workspace.store.read_image("case3").array
     wanted = to_frame(np.clip((array - 100) / 50, 0, 1), 32)
     assert torch.allclose(cohort.frames[cohort.spans[3]], wanted, atol=1e-6)
+
+
+def test_a_cohort_says_which_structures_its_labels_show_in_one_piece(labelled):
+    workspace = labelled(shares_trainings=False)
+    assert load_cohort(workspace, best_labels(workspace)).config.in_one_piece == (True, True)
+    label = best_labels(workspace)["case4"]
+    label_map = workspace.store.read_label(label, workspace.store.read_image("case4"))
+    rows, _, _ = np.nonzero(label_map == 3)
+    label_map[int(np.median(rows)) + np.arange(-8, 9)] *= label_map[int(np.median(rows)) + np.arange(-8, 9)] != 3
+    workspace.store.save_label_map("case4", label_map, tag="corrected", maker="test", affine=LPS_TO_RAS)
+    # One of ten labels is in two pieces.
+    assert load_cohort(workspace, best_labels(workspace)).config.in_one_piece == (True, False)
+    without = workspace.with_settings(modules="search,correct,image_weights,pixel_weights")
+    assert load_cohort(without, best_labels(without)).config.in_one_piece == ()
 
 
 def test_the_best_label_is_final_then_corrected_then_original(labelled, phantoms):

@@ -1,11 +1,14 @@
 """Trainings on a cohort: out of fold, kept by their inputs."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
-from samcorrect.lib.loop.students import out_of_fold_probs, split_cases, train_on, trusted_only
+from samcorrect.lib.loop.students import out_of_fold_probs, predict_cohort, split_cases, train_on, trusted_only
 
 
 @pytest.fixture
@@ -46,6 +49,22 @@ def test_no_prediction_comes_from_a_student_that_saw_the_image(cohort_of):
     # The spoiled label taught one student; that one predicts only images of the other fold.
     assert sorted(unchanged) == sorted(order[0::2].tolist())
     assert spoiled in unchanged
+
+
+def test_peers_give_up_stray_pieces_of_structures_in_one_piece(cohort_of):
+    workspace, cohort = cohort_of(student_steps=5)
+    n_pieces = []
+    for in_one_piece in ((True, True), ()):
+        taught = replace(cohort, config=replace(cohort.config, in_one_piece=in_one_piece))
+        out_of_fold = out_of_fold_probs(workspace, taught, seed=3)[0]
+        of_one = predict_cohort([train_on(workspace, taught, np.arange(4), name="a", seed=1)], taught)
+        masks = [probs.argmax(1).numpy() == k for probs in (out_of_fold, of_one) for k in (1, 2)]
+        n_pieces.append(
+            [max(ndimage.label(mask[span], np.ones((3, 3, 3)))[1] for span in cohort.spans) for mask in masks]
+        )
+    assert max(n_pieces[0]) == 1
+    assert max(n_pieces[1][:2]) > 1
+    assert max(n_pieces[1][2:]) > 1
 
 
 def test_a_training_depends_on_seed_and_data_alone(cohort_of):

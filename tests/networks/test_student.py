@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from samcorrect.lib.errors import WeightsError
 from samcorrect.lib.networks.student import (
@@ -215,6 +216,34 @@ def test_a_student_keeps_its_window_and_older_files_have_none(tmp_path, student)
     assert load_student(save(tmp_path / "old.pt", document)).config.window_hu is None
 
 
+def test_a_student_gives_up_stray_pieces_of_what_is_in_one_piece_and_older_files_give_up_none(rng, tmp_path, student):
+    config = replace(CONFIG, in_one_piece=(False, True))
+    path = tmp_path / "whole.pt"
+    path.write_bytes(student_bytes(student.network, config))
+    loaded, array = load_student(path), rng.normal(100, 30, (64, 64, 3))
+    assert loaded.config.in_one_piece == (False, True)
+    before, after = student.predict(array), loaded.predict(array)
+    assert ndimage.label(before == 200, np.ones((3, 3, 3)))[1] > 1
+    assert ndimage.label(after == 200, np.ones((3, 3, 3)))[1] == 1
+    assert (after == 3)[before == 3].all()
+    np.testing.assert_allclose(loaded.predict_probs(array).sum(0), 1, atol=1e-5)
+
+    document = document_of(CONFIG)
+    del document["config"]["in_one_piece"]
+    assert load_student(save(tmp_path / "old.pt", document)).config.in_one_piece == ()
+
+
+def test_pieces_are_those_of_each_image(student):
+    whole = Student(student.network, replace(CONFIG, in_one_piece=(True, True)), "0" * 64)
+    frames = torch.rand(7, 64, 64, generator=torch.Generator().manual_seed(0))
+
+    together = whole.predict_frames(frames, (4, 1, 2))
+
+    alone = torch.cat([whole.predict_frames(volume) for volume in frames.split([4, 1, 2])])
+    torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-5)
+    assert not torch.allclose(together, predict_frames(student.network, frames, (4, 1, 2)), atol=1e-2)
+
+
 def test_saving_a_loaded_student_gives_the_same_file(path):
     loaded = load_student(path)
 
@@ -321,6 +350,7 @@ def test_a_file_without_a_part_is_refused_and_the_part_named(tmp_path, key):
         ({"side_px": 100}, "side_px"),
         ({"dropout": 2.0}, "dropout"),
         ({"window_hu": (240.0, -160.0)}, "window_hu"),
+        ({"in_one_piece": (True,)}, "in_one_piece of 1 structures; wanted 2, or none"),
         ({"indices": (1, 2, 3), "names": ("a", "b", "c")}, "size mismatch"),
         ({"side_px": "wide"}, "invalid literal"),
         ({"dims": "4d"}, "dims '4d'; wanted one of 2d, 2.5d, 3d"),
@@ -336,6 +366,7 @@ def test_a_file_without_a_part_is_refused_and_the_part_named(tmp_path, key):
         "a side that cannot be halved four times",
         "dropout above 1",
         "window upside down",
+        "pieces of another number of structures",
         "a structure without weights",
         "text for a number",
         "no such dims",

@@ -136,7 +136,7 @@ def _inference(student: Student) -> dict[str, Any]:
             "transform": "@preprocessing",
         },
         "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "shuffle": False},
-        "inferer": {"_target_": f"{TRANSFORMS}.StudentInferer"},
+        "inferer": {"_target_": f"{TRANSFORMS}.StudentInferer", "in_one_piece": student.config.in_one_piece},
         "postprocessing": {
             "_target_": "Compose",
             "transforms": [

@@ -16,7 +16,7 @@ from monai.networks.nets import UNet
 from monai.transforms import MapTransform
 
 from samcorrect.lib.errors import RequestError
-from samcorrect.lib.networks.student import predict_frames, probs_to_grid, probs_to_label_map
+from samcorrect.lib.networks.student import predict_frames, probs_to_grid, probs_to_label_map, without_stray_pieces
 from samcorrect.lib.store.volumes import read_image
 from samcorrect.lib.transforms.frame import normalise_intensity, to_frame
 
@@ -51,14 +51,20 @@ class ReadFramed(MapTransform):
 
 
 class StudentInferer(Inferer):
-    """Frames (1, 1, side, side, D) of one image to probabilities (1, K + 1, side, side, D), as `predict_frames`."""
+    """Frames (1, 1, side, side, D) of one image to probabilities (1, K + 1, side, side, D), as a Student predicts."""
+
+    def __init__(self, in_one_piece: Sequence[bool] = ()):
+        """`in_one_piece` is that of the student's configuration."""
+        super().__init__()
+        self.in_one_piece = tuple(in_one_piece)
 
     def __call__(self, inputs: torch.Tensor, network: UNet, *_args: Any, **_kwargs: Any) -> torch.Tensor:
         """Raises RequestError where several images come at once: each has slices of its own number."""
         if len(inputs) != 1:
             raise RequestError(f"the student takes one image at a time, so a batch size of 1; got {len(inputs)}")
         frames = torch.as_tensor(inputs[0, 0]).permute(2, 0, 1)
-        return predict_frames(network, frames).permute(1, 2, 3, 0)[None]
+        probs = predict_frames(network, frames).cpu()
+        return without_stray_pieces(probs, self.in_one_piece).permute(1, 2, 3, 0)[None]
 
 
 class ToLabelMapd(MapTransform):

@@ -18,7 +18,7 @@ from samcorrect.lib.loop.frame_candidates import CohortCandidates
 from samcorrect.lib.loop.peers import Peers, compare_with_peers
 from samcorrect.lib.loop.students import FoldStudent, Pair, empty_probs
 from samcorrect.lib.loop.workspace import Workspace
-from samcorrect.lib.networks.student import load_student, predict_frames
+from samcorrect.lib.networks.student import load_student
 from samcorrect.lib.store.files import write_bytes_atomically
 from samcorrect.lib.store.schema import ImageRow
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 CONTEXT_NAME = "peers.npz"
 # Raised whenever features or the file change.
-CONTEXT_FORMAT = 4
+CONTEXT_FORMAT = 5
 # Settings that change what peers learn or how their words are weighed.
 KEY_SETTINGS = (
     "preset",
@@ -86,7 +86,7 @@ class ContextPeers:
             judges = [student for of, student in pair if not has_learnt(of, row)]
             # An image that was given to another case since: at least the one that did not learn the image itself.
             judges = judges or [student for of, student in pair if row.id not in of.image_ids]
-            of_pairs.append(torch.stack([predict_frames(s.network, frames) for s in judges]).mean(0))
+            of_pairs.append(torch.stack([student.predict_frames(frames) for student in judges]).mean(0))
         return torch.stack(of_pairs).mean(0)
 
 

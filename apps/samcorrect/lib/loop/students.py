@@ -24,7 +24,7 @@ from samcorrect.lib.loop.trainings import (
 )
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
 from samcorrect.lib.networks.samples import TrainingData
-from samcorrect.lib.networks.student import Student, StudentConfig, predict_frames
+from samcorrect.lib.networks.student import Student, StudentConfig
 from samcorrect.lib.networks.training import WeighBatch, train_network
 
 # Fold seeds and student seeds are drawn apart so that no two trainings of a round share their batches.
@@ -243,7 +243,7 @@ def predict_cohort(students: Sequence[Trained], cohort: Cohort) -> torch.Tensor:
     probs = empty_probs(cohort)
     for slices, lengths in cohort.portions(np.arange(len(cohort))):
         frames = cohort.frames[slices]
-        probs[slices] = torch.stack([predict_frames(of.network, frames, lengths) for of in students]).mean(0)
+        probs[slices] = torch.stack([of.student.predict_frames(frames, lengths) for of in students]).mean(0)
     return probs
 
 
@@ -300,7 +300,7 @@ def out_of_fold_probs(
             progress=progress,
         )
         for slices, lengths in cohort.portions(predicted):
-            found = predict_frames(trained.network, cohort.frames[slices], lengths)
+            found = trained.student.predict_frames(cohort.frames[slices], lengths)
             probs[slices] = found if mean_with is None else (mean_with[slices] + found) / 2
         cases = sorted({case_ids[n] for n in learnt}) if _are_cases(case_ids) else ()
         students.append(FoldStudent(trained.path, tuple(cohort.images[n].id for n in learnt), tuple(cases)))

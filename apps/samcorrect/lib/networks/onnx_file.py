@@ -22,8 +22,9 @@ def onnx_bytes(student: Student) -> bytes:
 
     Both are float32 and N is free; where a student sees neighbouring slices, they are its channels, in order.
     `metadata_props` has `structures` (JSON, name to label index, in channel order from channel 1 on),
-    `indices` (JSON), `side_px`, `window_hu` (JSON; null where images are scaled by percentiles) and `digest`, that of
-    the student's own file.
+    `indices` (JSON), `in_one_piece` (JSON, of each structure whether only its largest piece counts; empty: of none),
+    `side_px`, `window_hu` (JSON; null where images are scaled by percentiles) and `digest`, that of the student's own
+    file.
 
     Raises:
         DependencyError: The packages that write ONNX are not installed.
@@ -50,6 +51,7 @@ def onnx_bytes(student: Student) -> bytes:
     told = {
         "structures": json.dumps(dict(zip(student.names, student.indices, strict=True))),
         "indices": json.dumps(student.indices),
+        "in_one_piece": json.dumps(student.config.in_one_piece),
         "side_px": str(side_px),
         "window_hu": json.dumps(student.config.window_hu),
         "digest": student.digest,

@@ -13,6 +13,7 @@ import torch
 from monai.inferers import sliding_window_inference
 from monai.networks.nets import UNet
 
+from samcorrect.lib.core.pieces import drop_stray_pieces
 from samcorrect.lib.errors import WeightsError
 from samcorrect.lib.networks.windows import OFFSETS, PATCH_SLICES, slice_windows
 from samcorrect.lib.protocol import MAX_INDEX
@@ -31,7 +32,8 @@ SLICES_PER_BATCH = 16
 class StudentConfig:
     """What a student segments, how its network is built and in which window it sees CT.
 
-    `indices[k]` is the label index of output channel k + 1.
+    `indices[k]` is the label index of output channel k + 1, and of structures that are `in_one_piece` only the largest
+    piece counts; empty says that none is.
     """
 
     names: tuple[str, ...]
@@ -40,6 +42,7 @@ class StudentConfig:
     dropout: float = 0.0
     dims: StudentDims = "2d"
     window_hu: tuple[float, float] | None = None
+    in_one_piece: tuple[bool, ...] = ()
 
 
 class Student:
@@ -76,7 +79,12 @@ class Student:
             (K + 1, H, W, D) float32, channel 0 is background, sums to 1 over channels.
         """
         frames = to_frame(normalise_intensity(array_hwd, self.config.window_hu), self.config.side_px)
-        return probs_to_grid(predict_frames(self.network, frames), array_hwd.shape[:2])
+        return probs_to_grid(self.predict_frames(frames), array_hwd.shape[:2])
+
+    def predict_frames(self, frames: torch.Tensor, lengths: Sequence[int] | None = None) -> torch.Tensor:
+        """What its network says of frames, see `predict_frames`, without stray pieces of structures in one piece."""
+        probs = predict_frames(self.network, frames, lengths)
+        return without_stray_pieces(probs, self.config.in_one_piece, lengths)
 
     def predict(self, array_hwd: np.ndarray) -> np.ndarray:
         """The label map (H, W, D) uint8 with the protocol's indices."""
@@ -161,6 +169,15 @@ def _predict_volume(network: UNet, frames: torch.Tensor) -> torch.Tensor:
     return logits[0].float().softmax(0).permute(3, 0, 1, 2)
 
 
+def without_stray_pieces(
+    probs: torch.Tensor, in_one_piece: Sequence[bool], lengths: Sequence[int] | None = None
+) -> torch.Tensor:
+    """(N, K + 1, side, side) probabilities after `core.pieces.drop_stray_pieces` in each image, which changes them."""
+    for volume in probs.split([len(probs)] if lengths is None else list(lengths)):
+        drop_stray_pieces(volume.numpy().swapaxes(0, 1), in_one_piece)
+    return probs
+
+
 def probs_to_grid(probs: torch.Tensor, shape_hw: tuple[int, int]) -> np.ndarray:
     """(D, K + 1, side, side) in the frame to (K + 1, H, W, D) float32 on the image's grid."""
     return np.stack([from_frame(probs[:, k], shape_hw).permute(1, 2, 0).numpy() for k in range(probs.shape[1])])
@@ -213,6 +230,7 @@ def _read_config(fields: dict) -> StudentConfig:
         dropout=float(fields["dropout"]),
         dims=fields.get("dims", "2d"),
         window_hu=None if window_hu is None else tuple(map(float, window_hu)),
+        in_one_piece=tuple(map(bool, fields.get("in_one_piece", ()))),
     )
     n_indices, step_px = len(config.indices), math.prod(STRIDES)
     if n_indices == 0 or len(config.names) != n_indices:
@@ -227,4 +245,6 @@ def _read_config(fields: dict) -> StudentConfig:
         raise ValueError(f"dims {config.dims!r}; wanted one of {', '.join(get_args(StudentDims))}")
     if config.window_hu is not None and not (len(config.window_hu) == 2 and np.diff(config.window_hu) > 0):
         raise ValueError(f"window_hu {config.window_hu}; wanted two values, the lower first")
+    if len(config.in_one_piece) not in (0, n_indices):
+        raise ValueError(f"in_one_piece of {len(config.in_one_piece)} structures; wanted {n_indices}, or none")
     return config
