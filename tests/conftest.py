@@ -19,6 +19,7 @@ import numpy as np
 import psutil
 import pytest
 import requests
+from filelock import FileLock
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
@@ -45,6 +46,25 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"the shared test data is not at {SHARED_DATA}")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Callable[..., Path]:
+    """A function that gives a folder which the first worker of a test session fills, and all of them only read."""
+    root = tmp_path_factory.getbasetemp()
+    root = root if worker_id == "master" else root.parent
+
+    def make(name: str, fill: Callable[[Path], None]) -> Path:
+        folder, done = root / f"once-{name}", root / f"once-{name}.done"
+        with FileLock(root / f"once-{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
+
+    return make
 
 
 @pytest.fixture
@@ -125,7 +145,7 @@ class Phantoms:
         images: Studies folder with protocol.yaml.
         labels: True label maps of `images`.
         test_images, test_labels: The same, held out.
-        cache: SAM's embeddings and candidates, shared by all tests of a session.
+        cache: SAM's embeddings and candidates, shared by all tests of a worker.
         settings: Of every run on them.
     """
 
@@ -156,9 +176,14 @@ def draw_phantom(rng: np.random.Generator, shape_hw: tuple[int, int] = (96, 80))
 
 
 @pytest.fixture(scope="session")
-def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Phantoms:
+def phantoms(made_once, tmp_path_factory: pytest.TempPathFactory) -> Phantoms:
     """Ten images and three test images."""
-    root = tmp_path_factory.mktemp("phantoms")
+    root, cache = made_once("phantoms", _draw_phantoms), tmp_path_factory.mktemp("phantoms") / "cache"
+    folders = (root / name for name in ("images", "labels", "test-images", "test-labels"))
+    return Phantoms(*folders, cache, settings=Settings(**PHANTOM_SETTINGS))
+
+
+def _draw_phantoms(root: Path) -> None:
     rng = np.random.default_rng(11)
     sets = {"images": ("case", N_PHANTOMS), "test-images": ("test", N_TEST_PHANTOMS)}
     for folder, (name, count) in sets.items():
@@ -170,22 +195,26 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Phantoms:
             Image.fromarray(pixels.T).save(root / folder / f"{name}{number}.png")
             Image.fromarray(label.T).save(labels / f"{name}{number}.png")
     (root / "images" / "protocol.yaml").write_text(PHANTOM_PROTOCOL, encoding="utf-8")
-    folders = (root / name for name in ("images", "labels", "test-images", "test-labels", "cache"))
-    return Phantoms(*folders, settings=Settings(**PHANTOM_SETTINGS))
 
 
 @pytest.fixture(scope="session")
-def new_state(phantoms: Phantoms, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+def new_state(made_once, phantoms: Phantoms) -> Callable[[Path], Path]:
     """A function that makes a state folder which knows SAM's embeddings of the phantoms and nothing else.
 
     SAM sees each slice once in a test session.
     """
-    for images in (phantoms.images, phantoms.test_images):
-        given = {"state": tmp_path_factory.mktemp("encoding"), "protocol": phantoms.images / "protocol.yaml"}
-        workspace = open_workspace(images, phantoms.settings.model_copy(update=given), cache_dir=phantoms.cache)
-        for row in workspace.store.ledger.images():
-            find_candidates(workspace, workspace.store.read_image(row.id), Path(row.path).name)
-        workspace.store.ledger.close()
+
+    def encode(folder: Path) -> None:
+        for images in (phantoms.images, phantoms.test_images):
+            given = {"state": folder / images.name, "protocol": phantoms.images / "protocol.yaml"}
+            settings = phantoms.settings.model_copy(update=given)
+            workspace = open_workspace(images, settings, cache_dir=folder / "cache")
+            for row in workspace.store.ledger.images():
+                find_candidates(workspace, workspace.store.read_image(row.id), Path(row.path).name)
+            workspace.store.ledger.close()
+
+    cache = made_once("encoding", encode) / "cache"
+    shutil.copytree(cache, phantoms.cache, copy_function=os.link, dirs_exist_ok=True)
 
     def make(folder: Path) -> Path:
         shutil.copytree(phantoms.cache / "embeddings", folder / "cache" / "embeddings", copy_function=os.link)

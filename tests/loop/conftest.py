@@ -3,6 +3,7 @@ run.
 """
 
 import json
+import shutil
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -94,14 +95,19 @@ class FinishedRun:
 
 
 @pytest.fixture(scope="session")
-def compared_run(phantoms, new_state, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+def compared_run(made_once, phantoms, new_state, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     """One round on the phantoms by the command line, compared with ground truth on held-out images."""
-    root = tmp_path_factory.mktemp("compared")
-    state, out = new_state(root / "state"), root / "out"
-    truth = ["--ground-truth", str(phantoms.labels)]
-    test = ["--test-images", str(phantoms.test_images), "--test-ground-truth", str(phantoms.test_labels)]
-    code = run_phantom_loop(phantoms, state, out, *truth, *test)
-    return FinishedRun(code, json.loads((out / "report.json").read_text(encoding="utf-8")), state, out)
+
+    def run(root: Path) -> None:
+        truth = ["--ground-truth", str(phantoms.labels)]
+        test = ["--test-images", str(phantoms.test_images), "--test-ground-truth", str(phantoms.test_labels)]
+        code = run_phantom_loop(phantoms, new_state(root / "state"), root / "out", *truth, *test)
+        (root / "code").write_text(str(code))
+
+    # A copy, since opening a store writes.
+    root = shutil.copytree(made_once("compared", run), tmp_path_factory.mktemp("compared") / "copy")
+    report = json.loads((root / "out" / "report.json").read_text(encoding="utf-8"))
+    return FinishedRun(int((root / "code").read_text()), report, root / "state", root / "out")
 
 
 def run_phantom_loop(phantoms, state: Path, out: Path, *more: str) -> int:

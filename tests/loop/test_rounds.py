@@ -96,13 +96,12 @@ def test_a_finished_run_is_only_read_again(compared_run, phantoms, phantom_loop,
 
 @pytest.mark.slow
 def test_killed_again_and_again_a_run_ends_as_an_undisturbed_one(
-    phantoms, new_state, phantom_loop, left_behind, query_ledger, tmp_path
+    compared_run, phantoms, new_state, phantom_loop, left_behind, query_ledger, tmp_path
 ):
     def count_labels(state: Path, tag: str) -> int:
         return query_ledger(state, f"select count(*) from label_version where tag = '{tag}'")[0][0]
 
-    whole, killed = new_state(tmp_path / "whole"), new_state(tmp_path / "killed")
-    assert phantom_loop(phantoms, whole, tmp_path / "out") == 0
+    whole, killed = compared_run.state, new_state(tmp_path / "killed")
     n_corrected = count_labels(whole, "corrected")
     assert n_corrected >= 2, "the phantoms no longer show whether corrections are kept one by one"
 
