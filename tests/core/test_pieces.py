@@ -38,8 +38,9 @@ def test_specks_are_no_second_piece(n_specks, is_whole):
 
 def test_an_empty_mask_says_nothing():
     assert is_one_piece(np.zeros((1, 4, 4), bool)) is None
-    assert not come_in_one_piece([None, None])
-    assert come_in_one_piece([None, True])
+    assert come_in_one_piece([None, None]) is None
+    assert come_in_one_piece([]) is None
+    assert come_in_one_piece([None, True]) is True
 
 
 @pytest.mark.parametrize(("n_in_pieces", "is_whole"), [(0, True), (1, True), (2, False)])

@@ -3,6 +3,8 @@
 A piece is a connected component; voxels that share a corner are connected.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from monai.transforms.utils import get_largest_connected_component_mask
 
@@ -23,13 +25,13 @@ def is_one_piece(mask: np.ndarray) -> bool | None:
     return bool(np.count_nonzero(largest_piece(mask)) >= MIN_LARGEST_SHARE * n_voxels) if n_voxels else None
 
 
-def come_in_one_piece(masks: list[bool | None]) -> bool:
-    """Whether a structure is in one piece, from what `is_one_piece` says of its masks; False where all are empty."""
+def come_in_one_piece(masks: Sequence[bool | None]) -> bool | None:
+    """Whether a structure is in one piece, from what `is_one_piece` says of its masks; None where all are empty."""
     said = [is_whole for is_whole in masks if is_whole is not None]
-    return bool(said) and float(np.mean(said)) >= MIN_MASKS_SHARE
+    return float(np.mean(said)) >= MIN_MASKS_SHARE if said else None
 
 
-def drop_stray_pieces(probs: np.ndarray, in_one_piece: tuple[bool, ...]) -> None:
+def drop_stray_pieces(probs: np.ndarray, in_one_piece: Sequence[bool]) -> None:
     """Take from structures in one piece what lies beside their largest piece, in place.
 
     A voxel goes to what is most probable given that it is not of the structure; its other probabilities are scaled to a

@@ -149,5 +149,18 @@ def load_cohort(
     spans = [slice(int(end - shape[2]), int(end)) for end, shape in zip(ends, shapes, strict=True)]
     arrays = (frames.finish(), targets.finish())
     if workspace.settings.has_module("largest_piece"):
-        config = replace(config, in_one_piece=tuple(come_in_one_piece(of) for of in zip(*are_whole, strict=True)))
+        config = replace(config, in_one_piece=_in_one_piece(are_whole, used))
     return Cohort(images, used, affines, shapes, spans, *arrays, config, workspace.scratch)
+
+
+def _in_one_piece(are_whole: list[list[bool | None]], labels: list[LabelVersionRow]) -> tuple[bool, ...]:
+    """(K,) whether the labels show a structure in one piece, and those of people do not contradict: SAM may have made
+    one piece of whatever there is.
+    """
+    of_people = [said for said, label in zip(are_whole, labels, strict=True) if label.tag == TAG_FINAL]
+    structures = range(len(are_whole[0]))
+    return tuple(
+        come_in_one_piece([said[k] for said in are_whole]) is True
+        and come_in_one_piece([said[k] for said in of_people]) is not False
+        for k in structures
+    )
