@@ -184,11 +184,12 @@ def measure_labels(
     columns = {name: np.full(shape, np.nan) for name in FEATURES}
     forms = np.full((*shape, N_FORMS), np.nan)
     for number, found in enumerate(candidates):
+        seen = peers.probs[cohort.spans[number]].argmax(1).numpy() if peers is not None else None
         for k in range(cohort.n_structures):
             mask = cohort.mask(number, k + 1)
             told, size = _features_alone(cohort, number, k, mask), np.nan
             if peers is not None:
-                peer = (peers.probs[cohort.spans[number]].argmax(1) == k + 1).numpy()
+                peer = seen == k + 1
                 told |= _features_of_peers(cohort, number, k, mask, peer, peers, found)
                 size = log_area_ratio(mask, peer)
             if found is not None:
