@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -213,8 +213,12 @@ def new_state(made_once, phantoms: Phantoms) -> Callable[[Path], Path]:
                 find_candidates(workspace, workspace.store.read_image(row.id), Path(row.path).name)
             workspace.store.ledger.close()
 
+    def link(source: str, target: str) -> None:
+        with suppress(FileExistsError):  # what a test has made in this worker's cache already
+            os.link(source, target)
+
     cache = made_once("encoding", encode) / "cache"
-    shutil.copytree(cache, phantoms.cache, copy_function=os.link, dirs_exist_ok=True)
+    shutil.copytree(cache, phantoms.cache, copy_function=link, dirs_exist_ok=True)
 
     def make(folder: Path) -> Path:
         shutil.copytree(phantoms.cache / "embeddings", folder / "cache" / "embeddings", copy_function=os.link)

@@ -203,7 +203,7 @@ def test_the_arms_of_a_small_run(module, options, tmp_path):
             table["arms"]
         )
         assert set(table["ablation"]) == {
-            f"without_{name}" for name in ("search", "correct", "image_weights", "pixel_weights")
+            f"without_{name}" for name in ("search", "correct", "image_weights", "pixel_weights", "largest_piece")
         }
         assert not [name for name in table["comparisons"] if "sam_only" in name]
         assert table["arms"]["sam_only"]["is_prompted"]
