@@ -7,11 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from samcorrect.lib.core import pieces
 from samcorrect.lib.errors import LabelError
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
 from samcorrect.lib.loop.workspace import open_workspace
-from samcorrect.lib.store.volumes import LPS_TO_RAS, read_label_map, write_label_map
+from samcorrect.lib.store.volumes import read_label_map
 from samcorrect.lib.transforms.frame import labels_to_frame, to_frame
 
 
@@ -38,37 +37,6 @@ def test_the_cohort_and_its_students_see_ct_in_the_window_of_the_protocol(labell
     array = workspace.store.read_image("case3").array
     wanted = to_frame(np.clip((array - 100) / 50, 0, 1), 32)
     assert torch.allclose(cohort.frames[cohort.spans[3]], wanted, atol=1e-6)
-
-
-def in_two_pieces(workspace, image_id):
-    """The image's label with a gap of 17 rows through the middle of the structure of index 3."""
-    label_map = workspace.store.read_label(best_labels(workspace)[image_id], workspace.store.read_image(image_id))
-    rows, _, _ = np.nonzero(label_map == 3)
-    gap = label_map[int(np.median(rows)) - 8 :][:17]
-    gap[gap == 3] = 0
-    return label_map
-
-
-def test_a_cohort_says_which_structures_its_labels_show_in_one_piece(labelled):
-    workspace = labelled(shares_trainings=False)
-    assert load_cohort(workspace, best_labels(workspace)).config.in_one_piece == (True, True)
-    label_map = in_two_pieces(workspace, "case4")
-    workspace.store.save_label_map("case4", label_map, tag="corrected", maker="test", affine=LPS_TO_RAS)
-    # One of ten labels is less than 95%.
-    assert load_cohort(workspace, best_labels(workspace)).config.in_one_piece == (True, False)
-    without = workspace.with_settings(modules="search,correct,image_weights,pixel_weights")
-    assert load_cohort(without, best_labels(without)).config.in_one_piece == ()
-
-
-def test_a_label_of_a_person_in_two_pieces_outweighs_what_a_machine_made(labelled, monkeypatch, tmp_path):
-    workspace = labelled(shares_trainings=False)
-    monkeypatch.setattr(pieces, "MIN_MASKS_SHARE", 0.8)
-    path = tmp_path / "case4.nii.gz"
-    write_label_map(path, in_two_pieces(workspace, "case4"), LPS_TO_RAS)
-    workspace.store.submit_label("case4", path, tag="final", user="anna")
-    assert load_cohort(workspace, best_labels(workspace)).config.in_one_piece == (True, False)
-    whole = best_labels(workspace) | {"case4": workspace.store.ledger.latest_label("case4", "original")}
-    assert load_cohort(workspace, whole).config.in_one_piece == (True, True)
 
 
 def test_the_best_label_is_final_then_corrected_then_original(labelled, phantoms):

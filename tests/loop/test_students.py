@@ -1,12 +1,11 @@
 """Trainings on a cohort: out of fold, kept by their inputs."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
 
+from samcorrect.lib.core import pieces
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
 from samcorrect.lib.loop.students import out_of_fold_probs, predict_cohort, split_cases, train_on, trusted_only
 
@@ -53,18 +52,48 @@ def test_no_prediction_comes_from_a_student_that_saw_the_image(cohort_of):
 
 def test_peers_give_up_stray_pieces_of_structures_in_one_piece(cohort_of):
     workspace, cohort = cohort_of(student_steps=5)
-    n_pieces = []
-    for in_one_piece in ((True, True), ()):
-        taught = replace(cohort, config=replace(cohort.config, in_one_piece=in_one_piece))
-        out_of_fold = out_of_fold_probs(workspace, taught, seed=3)[0]
-        of_one = predict_cohort([train_on(workspace, taught, np.arange(4), name="a", seed=1)], taught)
+    n_pieces, eight = [], np.ones((3, 3, 3))
+    for modules in ("largest_piece", "search"):
+        changed = workspace.with_settings(modules=modules)
+        out_of_fold = out_of_fold_probs(changed, cohort, seed=3)[0]
+        of_one = predict_cohort([train_on(changed, cohort, np.arange(4), name="a", seed=1)], cohort)
         masks = [probs.argmax(1).numpy() == k for probs in (out_of_fold, of_one) for k in (1, 2)]
-        n_pieces.append(
-            [max(ndimage.label(mask[span], np.ones((3, 3, 3)))[1] for span in cohort.spans) for mask in masks]
-        )
+        n_pieces.append([max(ndimage.label(mask[span], eight)[1] for span in cohort.spans) for mask in masks])
     assert max(n_pieces[0]) == 1
     assert max(n_pieces[1][:2]) > 1
     assert max(n_pieces[1][2:]) > 1
+
+
+def pieces_learnt(workspace, cohort, numbers=range(10)) -> tuple[bool, ...]:
+    return train_on(workspace, cohort, np.array(numbers), name="a", seed=1).student.config.in_one_piece
+
+
+def cut(cohort, number) -> None:
+    """Cut the second structure of an image in two."""
+    middle = int(np.median(np.flatnonzero(cohort.mask(number, 2)[0].any(1))))
+    of_image = cohort.targets[cohort.spans[number]]
+    of_image[:, middle - 1 : middle + 2][of_image[:, middle - 1 : middle + 2] == 2] = 0
+
+
+def test_a_student_notes_which_structures_its_labels_show_in_one_piece(cohort_of):
+    workspace, cohort = cohort_of(student_steps=2)
+    assert pieces_learnt(workspace, cohort) == (True, True)
+    cut(cohort, 4)
+    # One of ten labels is less than 95%; what a student does not learn says nothing.
+    assert pieces_learnt(workspace, cohort) == (True, False)
+    assert pieces_learnt(workspace, cohort, (0, 1, 2, 3, 5)) == (True, True)
+    assert pieces_learnt(workspace.with_settings(modules="search"), cohort) == ()
+
+
+def test_a_label_of_a_person_in_two_pieces_outweighs_what_a_machine_made(cohort_of, monkeypatch, phantoms):
+    workspace, _ = cohort_of(student_steps=2)
+    workspace.store.submit_label("case4", phantoms.labels / "case4.png", tag="final", user="anna")
+    cohort = load_cohort(workspace, best_labels(workspace))
+    monkeypatch.setattr(pieces, "MIN_MASKS_SHARE", 0.8)
+    cut(cohort, 3)
+    assert pieces_learnt(workspace, cohort) == (True, True)
+    cut(cohort, 4)
+    assert pieces_learnt(workspace, cohort) == (True, False)
 
 
 def test_a_training_depends_on_seed_and_data_alone(cohort_of):

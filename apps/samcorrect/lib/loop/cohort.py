@@ -2,12 +2,11 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from samcorrect.lib.core.pieces import come_in_one_piece, is_one_piece
 from samcorrect.lib.errors import ImageError, LabelError
 from samcorrect.lib.loop.scratch import Scratch
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
@@ -35,7 +34,7 @@ class Cohort:
         spans: The slices of each image among the N.
         frames: (N, side, side) float32 in [0, 1].
         targets: (N, side, side) uint8 channel numbers.
-        config: Names, indices and side for a student of this cohort, and which structures its labels show in one piece.
+        config: Names, indices and side for a student of this cohort.
         scratch: Where other arrays of all slices belong.
     """
 
@@ -125,7 +124,7 @@ def load_cohort(
     config = StudentConfig(
         protocol.names, protocol.indices, side, dims=workspace.settings.student_dims, window_hu=protocol.image_window_hu
     )
-    images, used, affines, shapes, are_whole = [], [], [], [], []
+    images, used, affines, shapes = [], [], [], []
     frames, targets = workspace.scratch.growing(), workspace.scratch.growing()
     for done, row in enumerate(rows):
         try:
@@ -140,27 +139,11 @@ def load_cohort(
         affines.append(volume.affine)
         shapes.append(volume.array.shape)
         frames.append(to_frame(normalise_intensity(volume.array, config.window_hu), side))
-        targets.append(channels := labels_to_frame(label_map, protocol.indices, side).to(torch.uint8))
-        are_whole.append([is_one_piece((channels == k + 1).numpy()) for k in range(len(protocol.indices))])
+        targets.append(labels_to_frame(label_map, protocol.indices, side).to(torch.uint8))
         progress(STAGE_READ, done + 1, len(rows))
     if not images:
         raise LabelError("no image has a label yet; run `samcorrect pseudo-label` or `samcorrect import-labels` first")
     ends = np.cumsum([shape[2] for shape in shapes])
     spans = [slice(int(end - shape[2]), int(end)) for end, shape in zip(ends, shapes, strict=True)]
     arrays = (frames.finish(), targets.finish())
-    if workspace.settings.has_module("largest_piece"):
-        config = replace(config, in_one_piece=_in_one_piece(are_whole, used))
     return Cohort(images, used, affines, shapes, spans, *arrays, config, workspace.scratch)
-
-
-def _in_one_piece(are_whole: list[list[bool | None]], labels: list[LabelVersionRow]) -> tuple[bool, ...]:
-    """(K,) whether the labels show a structure in one piece, and those of people do not contradict: SAM may have made
-    one piece of whatever there is.
-    """
-    of_people = [said for said, label in zip(are_whole, labels, strict=True) if label.tag == TAG_FINAL]
-    structures = range(len(are_whole[0]))
-    return tuple(
-        come_in_one_piece([said[k] for said in are_whole]) is True
-        and come_in_one_piece([said[k] for said in of_people]) is not False
-        for k in structures
-    )

@@ -11,6 +11,7 @@ import torch
 from monai.networks.nets import UNet
 from scipy.ndimage import binary_dilation
 
+from samcorrect.lib.core.pieces import come_in_one_piece, is_one_piece
 from samcorrect.lib.errors import LabelError
 from samcorrect.lib.loop.cohort import Cohort, standing
 from samcorrect.lib.loop.trainings import (
@@ -124,7 +125,8 @@ def train_on(
     data = _training_data(cohort, numbers, sampling, weights)
     if settings.student_early_stop:
         data = _hold_out(cohort, numbers, data, seed=seed)
-    config = replace(cohort.config, dropout=dropout)
+    pieces = _in_one_piece(cohort, numbers) if settings.has_module("largest_piece") else ()
+    config = replace(cohort.config, dropout=dropout, in_one_piece=pieces)
     rules = {"steps": steps, "seed": seed, "weigh_batch": weigh_batch, "start": start}
     digest = training_digest(workspace, config, data, **rules)[:32]
     relative = Path(MODELS_NAME) / f"{digest}.pt"
@@ -181,6 +183,18 @@ def can_start_from(student: Student, cohort: Cohort) -> bool:
     """Whether a training on a cohort can begin with a student's weights: the same structures and architecture."""
     one, other = student.config, cohort.config
     return (one.names, one.indices, one.dims) == (other.names, other.indices, other.dims)
+
+
+def _in_one_piece(cohort: Cohort, numbers: np.ndarray) -> tuple[bool, ...]:
+    """(K,) whether the labels of some images show a structure in one piece, and those of people do not contradict: SAM
+    may have made one piece of whatever there is.
+    """
+    found, is_approved = [], cohort.is_approved[numbers]
+    for channel in range(1, cohort.n_structures + 1):
+        said = [is_one_piece(cohort.mask(n, channel)) for n in numbers]
+        of_people = [is_whole for is_whole, is_of_a_person in zip(said, is_approved, strict=True) if is_of_a_person]
+        found.append(come_in_one_piece(said) is True and come_in_one_piece(of_people) is not False)
+    return tuple(found)
 
 
 def _training_data(
