@@ -46,7 +46,7 @@ def drop_stray_pieces(probs: np.ndarray, in_one_piece: Sequence[bool]) -> None:
     is_done = not whole
     while not is_done:
         channels = probs.argmax(0)
-        stray = {k: (channels == k) & ~largest_piece(channels == k) for k in whole}
+        stray = {k: (mask := channels == k) & ~largest_piece(mask) for k in whole}
         is_done = not any(mask.any() for mask in stray.values())
         for k, mask in stray.items():
             others = probs[:, mask]
