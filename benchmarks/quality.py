@@ -13,7 +13,7 @@ example:
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from samcorrect.lib.core.losses import cross_entropy_map
 from samcorrect.lib.core.metrics import bootstrap_mean, dice, rounded
 from samcorrect.lib.core.quality import FEATURES
 from samcorrect.lib.loop.arms import true_cohort
+from samcorrect.lib.loop.asked_again import ask_sam
 from samcorrect.lib.loop.candidates import find_candidates
 from samcorrect.lib.loop.cohort import Cohort, best_labels, load_cohort
 from samcorrect.lib.loop.evaluation import GroundTruth
@@ -36,6 +37,7 @@ from samcorrect.lib.loop.students import out_of_fold_probs, train_on
 from samcorrect.lib.loop.workspace import Workspace
 from samcorrect.lib.networks.student import predict_frames
 from samcorrect.lib.networks.training import WeighBatch
+from samcorrect.lib.store.volumes import Volume
 from samcorrect.lib.transforms.frame import to_frame
 
 try:
@@ -46,7 +48,16 @@ except ImportError:
 UNION, CEILING = "_union", "students_of_truth"
 # With fewer, the interval of a rank correlation of 0.7 reaches down to 0.3.
 MIN_LABELS = 20
-CHOOSERS = ("box", "mean_of_prompts", "predicted_iou", "stability", "first_pass", "second_pass", "oracle")
+CHOOSERS = (
+    "box",
+    "mean_of_prompts",
+    "predicted_iou",
+    "stability",
+    "first_pass",
+    "second_pass",
+    "asked_again",
+    "oracle",
+)
 Rows = dict[str, np.ndarray]
 
 
@@ -232,13 +243,15 @@ def _choosing(workspace: Workspace, cohort: Cohort, scores: Scores, truth: Groun
             values = np.array(
                 [dice(masks_to_grid(m, volume.array.shape[:2]) > 0.5, true_map == index) for m in found[k].masks]
             )
-            picks: dict[str, Callable[[], float]] = {
+            asked = _asked_again(workspace, cohort, scores, number, k, volume)
+            picks = {
                 "box": values[0],
                 "mean_of_prompts": values.mean(),
                 "predicted_iou": values[np.argmax(found[k].predicted_iou)],
                 "stability": values[np.argmax(found[k].stability)],
                 "first_pass": values[label.info["structures"][name]["candidate"]],
                 "second_pass": np.nan if scores.chosen is None else values[scores.chosen[number, k]],
+                "asked_again": np.nan if asked is None else dice(asked, true_map == index),
                 "oracle": values.max(),
             }
             for chooser, value in picks.items():
@@ -254,6 +267,18 @@ def _choosing(workspace: Workspace, cohort: Cohort, scores: Scores, truth: Groun
                 "n": summary.n,
             }
     return told
+
+
+def _asked_again(
+    workspace: Workspace, cohort: Cohort, scores: Scores, number: int, k: int, volume: Volume
+) -> np.ndarray | None:
+    """What SAM takes of structure k when it is asked with the box of the students, on the image's grid; None where it
+    is not asked."""
+    span = cohort.spans[number]
+    if scores.peers is None or scores.peers.asked is None or scores.peers.asked.mask(span, k) is None:
+        return None
+    found, which = ask_sam(workspace, volume, k, scores.peers.asked.boxes_vox[span, k])
+    return masks_to_grid(found.masks[which], volume.array.shape[:2]) > 0.5
 
 
 def _print_choosing(choosing: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from samcorrect.lib.loop.cohort import best_labels, load_cohort
 from samcorrect.lib.loop.evaluation import GroundTruth
 from samcorrect.lib.loop.workspace import open_workspace
 from samcorrect.lib.protocol import load_protocol
-from samcorrect.lib.settings import Settings
+from samcorrect.lib.settings import MODULES, Settings
 from samcorrect.lib.store.volumes import LPS_TO_RAS, read_label_map
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -202,9 +202,7 @@ def test_the_arms_of_a_small_run(module, options, tmp_path):
         assert {"sam_only", "sam_to_student", "sam_search_to_student", "huang2023", "samcorrect", "supervised"} < set(
             table["arms"]
         )
-        assert set(table["ablation"]) == {
-            f"without_{name}" for name in ("search", "correct", "image_weights", "pixel_weights", "largest_piece")
-        }
+        assert set(table["ablation"]) == {f"without_{name}" for name in MODULES}
         assert not [name for name in table["comparisons"] if "sam_only" in name]
         assert table["arms"]["sam_only"]["is_prompted"]
         # The same rough box for every image knows nothing of the truth.

@@ -125,7 +125,7 @@ def test_parts_of_the_method_are_switched_off_by_naming_the_others():
     assert not settings.has_module("largest_piece")
     assert settings.n_prompts == 1
     for wrong in ("weights", "", "search correct"):
-        with pytest.raises(SettingsError, match=r"modules: .*some of search, correct, image_weights, "):
+        with pytest.raises(SettingsError, match=r"modules: .*some of search, ask_again, correct, image_weights, "):
             load_settings({"modules": wrong}, environment={})
 
 

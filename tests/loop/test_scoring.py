@@ -99,7 +99,7 @@ def test_where_sam_contradicts_its_prompts_students_alone_are_believed():
 
     alone = judged(is_judge=True, is_believed=False)
     assert alone > 0.9
-    assert alone > judged(is_judge=True, is_believed=True) + 0.1
+    assert alone > judged(is_judge=True, is_believed=True) + 0.05
     assert judged(is_judge=False, is_believed=True) < 0.5
 
 

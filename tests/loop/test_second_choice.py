@@ -10,6 +10,7 @@ from samcorrect.lib.core.correction import loses_edges
 from samcorrect.lib.core.metrics import dice
 from samcorrect.lib.errors import ProtocolError
 from samcorrect.lib.loop import second_choice
+from samcorrect.lib.loop.asked_again import ask_cohort
 from samcorrect.lib.loop.candidates import find_candidates
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
 from samcorrect.lib.loop.corrected_labels import save_correction
@@ -18,7 +19,12 @@ from samcorrect.lib.loop.frame_candidates import shrink_masks
 from samcorrect.lib.loop.peers import Peers
 from samcorrect.lib.loop.pseudo_label import masks_to_grid, pseudo_label_store
 from samcorrect.lib.loop.scoring import score_cohort
-from samcorrect.lib.loop.second_choice import ANOTHER_PROMPT, choose_again, with_choices
+from samcorrect.lib.loop.second_choice import ANOTHER_PROMPT, ASKED_AGAIN, choose_again, with_choices
+
+
+def one_hot_of(cohort) -> torch.Tensor:
+    """(N, K + 1, side, side) of students that see what the labels say."""
+    return torch.nn.functional.one_hot(cohort.targets.long(), 3).permute(0, 3, 1, 2).float()
 
 
 @pytest.fixture
@@ -41,7 +47,7 @@ def disputed(phantom_workspace):
     taken_first = [[label.info["structures"][n]["candidate"] for n in cohort.config.names] for label in cohort.labels]
     nearest = np.array(taken_first)
     nearest[0, 0] = other
-    probs = torch.nn.functional.one_hot(judge.long(), 3).permute(0, 3, 1, 2).float()
+    probs = one_hot_of(replace(cohort, targets=judge))
     return workspace, cohort, Peers(probs, nearest, nearest, *np.ones((2, 2), bool)), other
 
 
@@ -49,7 +55,7 @@ def test_what_the_students_prefer_is_taken_where_it_is_open(disputed):
     workspace, cohort, peers, other = disputed
     everywhere = np.ones((2, 2), bool)
 
-    taken = choose_again(workspace, cohort, peers, everywhere, everywhere)
+    taken = choose_again(workspace, cohort, peers, everywhere, everywhere, everywhere)
 
     assert {number: list(of) for number, of in taken.items()} == {0: [0]}
     choice = taken[0][0]
@@ -62,9 +68,11 @@ def test_what_the_students_prefer_is_taken_where_it_is_open(disputed):
     changed = with_choices(cohort, taken)
     np.testing.assert_array_equal(changed.mask(0, 1), (peers.probs[:1].argmax(1) == 1).numpy())
     assert torch.equal(changed.targets[1], cohort.targets[1])
-    assert not choose_again(workspace, cohort, peers, ~everywhere, everywhere)
+    # Nothing is taken of what is not open, as long as SAM is not asked again.
+    assert not choose_again(workspace, cohort, peers, ~everywhere, everywhere, everywhere)
     # No prompt, no candidate.
-    assert not choose_again(workspace, cohort, replace(peers, nearest=np.full((2, 2), -1)), everywhere, everywhere)
+    unprompted = replace(peers, nearest=np.full((2, 2), -1))
+    assert not choose_again(workspace, cohort, unprompted, everywhere, everywhere, everywhere)
 
 
 def test_an_image_without_its_box_keeps_its_label(disputed, monkeypatch):
@@ -74,7 +82,7 @@ def test_an_image_without_its_box_keeps_its_label(disputed, monkeypatch):
         raise ProtocolError("the boxes file has no row for this image")
 
     monkeypatch.setattr(second_choice, "find_candidates", forgotten)
-    assert not choose_again(workspace, cohort, peers, np.ones((2, 2), bool), np.ones((2, 2), bool))
+    assert not choose_again(workspace, cohort, peers, *np.ones((3, 2, 2), bool))
 
 
 def test_a_label_is_corrected_without_a_flag_and_says_from_which_prompt(disputed):
@@ -112,3 +120,53 @@ def test_a_label_is_corrected_without_a_flag_and_says_from_which_prompt(disputed
     workspace.store.submit_label("case0", workspace.store.label_path(row), tag="final", user="anna")
     approved = load_cohort(workspace, best_labels(workspace) | {"case0": workspace.store.label("case0", "final")})
     assert not list(correct_cohort(workspace, replace(cohort, labels=approved.labels), scores, nowhere, seed=0))
+
+
+def test_what_sam_takes_in_the_box_of_the_students_replaces_a_good_label_that_they_agree_with_less(disputed):
+    workspace, cohort, peers, _ = disputed
+    truth = one_hot_of(cohort)
+    asked = ask_cohort(workspace, cohort, truth, np.ones(2, bool))
+    # Students see in each image what SAM takes there, and no candidate is open.
+    judge = cohort.targets.clone()
+    judge[0][judge[0] == 2] = 0
+    judge[0][torch.from_numpy(asked.mask(cohort.spans[0], 1)[0])] = 2
+    moved = cohort.targets.clone()
+    moved[0][moved[0] == 2] = 0
+    moved[0][torch.from_numpy(np.roll(cohort.mask(0, 2)[0], 1, axis=0))] = 2
+    cohort = replace(cohort, targets=moved)
+    peers = replace(peers, probs=one_hot_of(replace(cohort, targets=judge)), asked=asked)
+    nowhere, everywhere = np.zeros((2, 2), bool), np.ones((2, 2), bool)
+
+    taken = choose_again(workspace, cohort, peers, nowhere, everywhere, everywhere)
+
+    choice = taken[0][1]
+    assert choice.name == ASKED_AGAIN
+    assert choice.score_after == 1.0
+    np.testing.assert_array_equal(choice.small, asked.mask(cohort.spans[0], 1))
+    changed = with_choices(cohort, {0: {1: choice}})
+    np.testing.assert_array_equal(changed.mask(0, 2), asked.mask(cohort.spans[0], 1))
+    assert not choose_again(workspace, cohort, peers, nowhere, nowhere, everywhere)
+
+
+def test_a_label_that_no_prompt_made_gets_none(labelled):
+    """An imported label takes SAM's mask in the students' box, and says so, but no prompt of the protocol."""
+    workspace = labelled(shares_trainings=False, is_bad=lambda _: False)
+    whole = load_cohort(workspace, best_labels(workspace))
+    moved = replace(whole, targets=torch.roll(whole.targets, 2, dims=1))
+    probs = one_hot_of(whole)
+    nothing = np.full((10, 2), -1)
+    asked = ask_cohort(workspace, whole, probs, np.ones(2, bool))
+    peers = Peers(probs, nothing, nothing, *np.ones((2, 2), bool), is_asked=np.ones(2, bool), asked=asked)
+    scored = score_cohort(workspace.with_settings(modules="search,correct"), whole, seed=0)
+    features = [{**of, "present_peer_dice": np.full(10, 0.9)} for of in scored.features]
+    scores = replace(scored, peers=peers, peer_probs=probs, doubts=("", ""), features=features)
+
+    corrections = dict(correct_cohort(workspace, moved, scores, np.zeros((10, 2), bool), seed=0))
+
+    assert len(corrections) > 5
+    number = next(iter(corrections))
+    save_correction(workspace, whole, number, corrections[number], ceiling=[-1, -1], run_id=None, round_number=1)
+    row = workspace.store.label(whole.images[number].id, "corrected")
+    assert row.prompts == {}
+    assert all(ASKED_AGAIN in reason for reason in row.info["reasons"])
+    assert all("stability" in row.info["structures"][whole.config.names[k]] for k in corrections[number].changes)

@@ -21,7 +21,7 @@ RAY_ADDRESS = re.compile(r"(ray://)?[^\s:/@]+:\d{1,5}")
 
 TRAINABLE_STATES = ("approved", "corrected", "pseudo")
 # Parts of the preset samcorrect that can be switched off, to see what each is worth.
-MODULES = ("search", "correct", "image_weights", "pixel_weights", "largest_piece")
+MODULES = ("search", "ask_again", "correct", "image_weights", "pixel_weights", "largest_piece")
 
 EngineName = Literal["processes", "ray"]
 PresetName = Literal["samcorrect", "huang2023"]
@@ -98,9 +98,9 @@ class Settings(BaseModel):
     modules: str = Field(
         ",".join(MODULES),
         description="parts of the preset samcorrect at work: search (of prompts; without it, the box as given), "
-        "correct (labels), image_weights (trainings draw doubtful labels less often), pixel_weights (they ignore "
-        "pixels around doubtful structures), largest_piece (students give up stray pieces of a structure whose labels "
-        "are in one piece)",
+        "ask_again (SAM, with the boxes that students see), correct (labels), image_weights (trainings draw doubtful "
+        "labels less often), pixel_weights (they ignore pixels around doubtful structures), largest_piece (students "
+        "give up stray pieces of a structure whose labels are in one piece)",
     )
     huang_noise_rate: float = Field(
         0.75, ge=0, le=1, description="share of the labels that the preset huang2023 takes for noisy"

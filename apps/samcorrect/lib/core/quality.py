@@ -23,7 +23,9 @@ SOFTMIN_TEMPERATURE = 0.1
 EVIDENCE = {
     "peer": ("peer_dice",),
     # What else peers say: they are believed in it as far as it agrees with the others.
-    "peer_besides": ("choice_surface_dice", "choice_dice", "peer_area"),
+    "peer_besides": ("choice_surface_dice", "choice_dice", "peer_area", "asked_area"),
+    # What SAM takes when it is asked with the box that peers see.
+    "asked": ("asked_dice",),
     "prompt": ("prompt_dice", "stability", "predicted_iou"),
     "cohort": ("cohort_area", "cohort_position", "cohort_shape"),
     "image": ("edge_contrast", "neighbour_dice"),

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 # Raised whenever prompts, preprocessing or the way through a volume change, so that candidates of another release are
 # not taken for ours.
 CANDIDATES_FORMAT = 5
+# Below the folder of caches.
+CANDIDATES_NAME = "candidates"
 # What a label says of the candidate that was taken: its number, and two of its measures.
 OF_CANDIDATE = ("candidate", "predicted_iou", "stability")
 
@@ -113,8 +115,8 @@ def find_candidates(workspace: Models, volume: Volume, image_name: str) -> list[
     jitter_seed = int(key.hexdigest()[:8], 16)
     # By the spacing an image is cut and seen; a header that was put right changes the masks.
     key.update(f"{CANDIDATES_FORMAT} {sam.embedding_identity} {np.round(volume.spacing_mm, 4)}".encode())
-    path = workspace.cache_dir / "candidates" / f"{key.hexdigest()}.npz"
-    known = _load(path, len(protocol.structures))
+    path = workspace.cache_dir / CANDIDATES_NAME / f"{key.hexdigest()}.npz"
+    known = load_candidates(path, len(protocol.structures))
     if known is not None:
         return known
     student_label = student.predict(volume.array) if student else None
@@ -133,7 +135,7 @@ def find_candidates(workspace: Models, volume: Volume, image_name: str) -> list[
             opened[way] = Slices(workspace, volume, way[1], way[0])
         rng = np.random.default_rng([settings.seed, number, jitter_seed])
         found.append(_structure_candidates(opened[way], box, mask, settings.n_prompts, rng))
-    _save(path, found)
+    save_candidates(path, found)
     return found
 
 
@@ -203,7 +205,8 @@ def _in_plane(boxes: np.ndarray, box: np.ndarray, axis: int) -> np.ndarray:
     return whole[:, :2].transpose(0, 2, 1).reshape(-1, 4)
 
 
-def _save(path: Path, found: list[Candidates]) -> None:
+def save_candidates(path: Path, found: list[Candidates]) -> None:
+    """Keep candidates; where the disk refuses, the log says so."""
     arrays = {}
     for number, candidates in enumerate(found):
         arrays[f"masks{number}"] = np.packbits(candidates.masks, axis=-1)
@@ -218,7 +221,8 @@ def _save(path: Path, found: list[Candidates]) -> None:
         logger.warning("candidates are not kept: %s", error)
 
 
-def _load(path: Path, n_structures: int) -> list[Candidates] | None:
+def load_candidates(path: Path, n_structures: int) -> list[Candidates] | None:
+    """What was kept of so many structures; None where nothing was, or it is torn."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return [

@@ -52,8 +52,9 @@ def save_correction(
     for k, choice in correction.changes.items():
         name = cohort.config.names[k]
         if isinstance(choice, SecondChoice):
-            prompts[name] = {**prompts[name], "box": choice.box}
-            structures[name] = {**structures[name], **choice.info}
+            if name in prompts:  # else no prompt of the protocol made the label, and none is to be tried for it
+                prompts[name] = {"source": choice.source or prompts[name]["source"], "box": choice.box}
+            structures[name] = {**structures.get(name, {}), **choice.info}
         elif name in structures:
             # What SAM said of the mask that is gone says nothing of the one that students drew.
             structures[name] = {key: value for key, value in structures[name].items() if key not in OF_CANDIDATE}

@@ -124,9 +124,9 @@ def correct_cohort(
     """Corrections by the preset: image numbers with their correction, one by one, only where something changed.
 
     Ours changes only structures that the students know better than SAM's prompts agree on them. It first takes another
-    candidate of SAM where students agree better with it: for what is flagged, and for all labels of a structure that is
-    doubtful as a whole; of good labels they know less than SAM does. Students of the labels that are trusted then
-    correct what is flagged.
+    mask of SAM where students agree better with it: the one that they choose for what is flagged, and for all labels of
+    a structure that is doubtful as a whole; of good labels they know less than SAM does, and offer what it takes itself
+    when asked with their box. Students of the labels that are trusted then correct what is flagged.
     """
     if workspace.settings.preset == "huang2023":
         yield from _correct_by_uncertainty(cohort, scores, flagged, seed=seed, progress=progress)
@@ -137,10 +137,11 @@ def correct_cohort(
     has_judge = scores.peers.is_judge & _has_judge(scores, untrusted)
     judged = flagged & has_judge
     is_doubtful = np.array([bool(told) for told in scores.doubts])
-    is_open = (judged | (has_judge & is_doubtful)) & ~cohort.is_approved[:, None]
-    if not is_open.any():
+    is_known = has_judge & ~cohort.is_approved[:, None]
+    is_open = (judged | is_doubtful) & is_known
+    if not is_known.any():
         return
-    taken = choose_again(workspace, cohort, scores.peers, is_open, ~untrusted, progress=progress)
+    taken = choose_again(workspace, cohort, scores.peers, is_open, is_known, ~untrusted, progress=progress)
     cohort = with_choices(cohort, taken)
     probs = (
         _corrector_probs(workspace, cohort, scores, untrusted, seed=seed, progress=progress) if judged.any() else None

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from samcorrect.lib.errors import StoreError, WeightsError
+from samcorrect.lib.loop.asked_again import ask_cohort
 from samcorrect.lib.loop.cohort import Cohort
 from samcorrect.lib.loop.frame_candidates import CohortCandidates
 from samcorrect.lib.loop.peers import Peers, compare_with_peers
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 CONTEXT_NAME = "peers.npz"
 # Raised whenever features or the file change.
-CONTEXT_FORMAT = 5
+CONTEXT_FORMAT = 6
 # Settings that change what peers learn or how their words are weighed.
 KEY_SETTINGS = (
     "preset",
@@ -47,7 +48,7 @@ class PeerContext:
 
     Attributes:
         pairs: Their files and what each learnt.
-        is_judge, is_believed: (K,) bool, as in `Peers`.
+        is_judge, is_believed, is_asked: (K,) bool, as in `Peers`.
         taught_ids: The label versions that there were when the pairs were taught.
         label_ids: (n,) the label versions that were scored.
         forms: (n, K, N_FORMS) of each the measures of its form, as in `Scores`.
@@ -57,6 +58,7 @@ class PeerContext:
     pairs: tuple[Pair, ...]
     is_judge: np.ndarray
     is_believed: np.ndarray
+    is_asked: np.ndarray
     taught_ids: frozenset[int]
     label_ids: np.ndarray
     forms: np.ndarray
@@ -70,14 +72,16 @@ class ContextPeers:
         """Load them. Raises WeightsError where a file is missing or torn."""
         state_dir = workspace.store.state_dir
         self._pairs = [[(of, load_student(state_dir / of.path)) for of in pair] for pair in context.pairs]
-        self._said = {"is_judge": context.is_judge, "is_believed": context.is_believed}
+        self._workspace, self._is_asked = workspace, context.is_asked
+        self._said = {"is_judge": context.is_judge, "is_believed": context.is_believed, "is_asked": context.is_asked}
 
     def judge(self, cohort: Cohort, candidates: CohortCandidates) -> Peers:
         """What they say of the images of a cohort, in each pair the students that did not learn its case."""
         probs = empty_probs(cohort)
         for row, span in zip(cohort.images, cohort.spans, strict=True):
             probs[span] = self._probs(row, cohort.frames[span])
-        return replace(compare_with_peers(cohort, candidates, probs), **self._said)
+        asked = ask_cohort(self._workspace, cohort, probs, self._is_asked)
+        return replace(compare_with_peers(cohort, candidates, probs), **self._said, asked=asked)
 
     def _probs(self, row: ImageRow, frames: torch.Tensor) -> torch.Tensor:
         """(D, K + 1, side, side): the mean over the pairs, and over both students where neither learnt the case."""
@@ -108,6 +112,7 @@ def write_context(workspace: Workspace, context: PeerContext) -> None:
         told=np.array(json.dumps(told)),
         is_judge=context.is_judge,
         is_believed=context.is_believed,
+        is_asked=context.is_asked,
         taught_ids=np.array(sorted(context.taught_ids), dtype=np.int64),
         label_ids=context.label_ids,
         forms=context.forms,
@@ -140,6 +145,7 @@ def read_context(workspace: Workspace) -> tuple[PeerContext, ContextPeers] | Non
                 pairs=tuple(_read_pair(pair) for pair in told["pairs"]),
                 is_judge=arrays["is_judge"],
                 is_believed=arrays["is_believed"],
+                is_asked=arrays["is_asked"],
                 taught_ids=frozenset(arrays["taught_ids"].tolist()),
                 label_ids=arrays["label_ids"],
                 forms=arrays["forms"],

@@ -19,6 +19,7 @@ from samcorrect.lib.core.correction import judge_mask, loses_edges
 from samcorrect.lib.core.metrics import dice
 from samcorrect.lib.core.pseudo_label import choose_by_peer, is_confidence_believed
 from samcorrect.lib.core.quality import pairwise_dice, prompt_agreement
+from samcorrect.lib.loop.asked_again import AskedMasks, ask_cohort, structures_to_ask
 from samcorrect.lib.loop.cohort import Cohort
 from samcorrect.lib.loop.frame_candidates import CohortCandidates
 from samcorrect.lib.loop.promotion import hold_out_cases
@@ -44,6 +45,8 @@ class Peers:
             other, in the median over the images, or SAM's confidence is not believed; true where there are no prompts.
         is_believed: (K,) bool, `core.pseudo_label.is_confidence_believed`.
         pairs: The students of both pairs.
+        is_asked: (K,) bool, the structures about which SAM was asked with the boxes of both pairs.
+        asked: What it took; None where it was asked about none.
     """
 
     probs: torch.Tensor
@@ -52,6 +55,8 @@ class Peers:
     is_judge: np.ndarray
     is_believed: np.ndarray
     pairs: tuple[Pair, ...] = ()
+    is_asked: np.ndarray | None = None
+    asked: AskedMasks | None = None
 
 
 def learn_peers(
@@ -62,7 +67,8 @@ def learn_peers(
     seed: int,
     progress: Progress = no_progress,
 ) -> Peers:
-    """Train both pairs of students on two folds by patient and let each predict the other's fold."""
+    """Train both pairs of students on two folds by patient, let each predict the other's fold, and ask SAM with the
+    boxes of what they know."""
     taught, is_held_out = replace(cohort, targets=_first_targets(cohort, candidates)), hold_out_cases(workspace, cohort)
     first, first_pair = out_of_fold_probs(workspace, taught, seed=seed, is_held_out=is_held_out, progress=progress)
     chosen = compare_with_peers(taught, candidates, first, progress).chosen
@@ -86,7 +92,11 @@ def learn_peers(
         progress=progress,
     )
     peers = compare_with_peers(taught, candidates, probs, progress)
-    return replace(peers, pairs=(first_pair, second_pair))
+    is_asked = peers.is_judge & workspace.settings.has_module("ask_again")
+    if is_asked.any():
+        is_asked &= structures_to_ask(cohort, probs)
+    asked = ask_cohort(workspace, cohort, probs, is_asked, progress=progress)
+    return replace(peers, pairs=(first_pair, second_pair), is_asked=is_asked, asked=asked)
 
 
 def _first_targets(cohort: Cohort, candidates: CohortCandidates) -> torch.Tensor:

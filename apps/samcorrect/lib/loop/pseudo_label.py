@@ -73,6 +73,11 @@ def choose_candidates(workspace: Workspace, candidates: list[Candidates]) -> lis
     return _choose(workspace, candidates, _load_cohort(workspace))
 
 
+def choose_of_structure(workspace: Workspace, candidates: Candidates, k: int) -> int:
+    """The same of candidates of structure number k alone, whatever prompts gave them."""
+    return _choose(workspace, [candidates], (_load_cohort(workspace) or [])[k : k + 1])[0]
+
+
 def pseudo_label_store(
     workspace: Workspace, *, image_ids: Sequence[str] | None = None, progress: Progress = no_progress
 ) -> dict[str, Any]:

@@ -43,10 +43,11 @@ STAGE_SCORE = "scoring labels"
 MIN_IMAGES_FOR_PEERS = 8
 HUANG_DROPOUT = 0.2
 MAX_REASONS = 3
-# Measures of a form: log area, both coordinates of the centre, log outline ratio, log ratio of the area to the peer's.
+# Measures of a form: log area, both coordinates of the centre, log outline ratio, log ratio of the area to the peer's
+# and to that of SAM's mask when it is asked with the peer's box.
 # What each feature among all labels rests on; a bias that students have in size cancels out.
-COHORT_PARTS = {"cohort_area": [0], "cohort_position": [1, 2], "cohort_shape": [3], "peer_area": [4]}
-N_FORMS = 5
+COHORT_PARTS = {"cohort_area": [0], "cohort_position": [1, 2], "cohort_shape": [3], "peer_area": [4], "asked_area": [5]}
+N_FORMS = 6
 # A feature this far below the cohort's median (in its own units) is worth telling a person, the more of the cohort's
 # spreads it lies below, the sooner. Where labels are alike the spread counts as at least this.
 REASON_GAP, MIN_SPREAD = 0.08, 0.02
@@ -57,6 +58,8 @@ REASONS = {
     "band_softmin": "students trained on other images are sure of another outline at some places",
     "choice_dice": "its area overlaps little with the prompt's mask that those students prefer",
     "choice_surface_dice": "its outline differs from the prompt's mask that those students prefer",
+    "asked_dice": "its area overlaps little with SAM's mask in the box that those students see",
+    "asked_area": "it is larger or smaller than SAM's mask in the box that those students see",
     "prompt_agreement": "small changes of the prompt give very different masks",
     "stability": "SAM's mask depends on its threshold",
     "predicted_iou": "SAM itself is not sure of this mask",
@@ -187,16 +190,19 @@ def measure_labels(
         seen = peers.probs[cohort.spans[number]].argmax(1).numpy() if peers is not None else None
         for k in range(cohort.n_structures):
             mask = cohort.mask(number, k + 1)
-            told, size = _features_alone(cohort, number, k, mask), np.nan
+            told, sizes = _features_alone(cohort, number, k, mask), [np.nan, np.nan]
             if peers is not None:
                 peer = seen == k + 1
                 told |= _features_of_peers(cohort, number, k, mask, peer, peers, found)
-                size = log_area_ratio(mask, peer)
+                asked = None if peers.asked is None else peers.asked.mask(cohort.spans[number], k)
+                if asked is not None:
+                    told["asked_dice"] = agreement(mask, asked)
+                sizes = [np.nan if other is None else log_area_ratio(mask, other) for other in (peer, asked)]
             if found is not None:
                 told["prompt_dice"] = prompt_dice(mask, found[k].masks, found[k].confidence)
             for name, value in told.items():
                 columns[name][number, k] = value
-            forms[number, k] = [*mask_shapes(mask), np.log(outline_ratio(mask)), size]
+            forms[number, k] = [*mask_shapes(mask), np.log(outline_ratio(mask)), *sizes]
         progress(STAGE_SCORE, number + 1, len(cohort))
     return columns, forms
 
@@ -253,7 +259,7 @@ def write_scores(workspace: Workspace, cohort: Cohort, scores: Scores) -> None:
         label_ids = np.array([label.id for label in cohort.labels])
         doubtful = scores.doubtful(cohort.config.names)
         peers, taught_ids = scores.peers, frozenset(label_ids.tolist())
-        who = (peers.pairs, peers.is_judge, peers.is_believed)
+        who = (peers.pairs, peers.is_judge, peers.is_believed, peers.is_asked)
         write_context(workspace, PeerContext(*who, taught_ids, label_ids, scores.forms, doubtful))
 
 

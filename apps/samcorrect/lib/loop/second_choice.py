@@ -1,4 +1,4 @@
-"""SAM's candidates chosen again: students that know a structure say which prompt's mask to take."""
+"""Another mask of SAM in place of a label: students say which prompt's to take, or where the structure is."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,19 +9,22 @@ import torch
 
 from samcorrect.lib.core.correction import choose_correction, plausible_areas
 from samcorrect.lib.errors import ProtocolError
-from samcorrect.lib.loop.candidates import find_candidates
+from samcorrect.lib.loop.asked_again import ask_sam
+from samcorrect.lib.loop.candidates import Candidates, find_candidates
 from samcorrect.lib.loop.cohort import Cohort
 from samcorrect.lib.loop.frame_candidates import shrink_masks
 from samcorrect.lib.loop.peers import Peers
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
+from samcorrect.lib.store.volumes import Volume
 
 STAGE_CHOOSE = "choosing among SAM's prompts again"
 ANOTHER_PROMPT = "SAM from another prompt"
+ASKED_AGAIN = "SAM asked with the box of the students"
 
 
 @dataclass(frozen=True)
 class SecondChoice:
-    """Another candidate of SAM, taken as a `core.correction.Choice` is.
+    """Another mask of SAM, taken as a `core.correction.Choice` is.
 
     Attributes:
         bits: (D, side, side / 8) uint8, eight pixels a byte of the mask in SAM's frame: those of a store are kept at
@@ -29,6 +32,7 @@ class SecondChoice:
         small_bits: The same of the mask in the student's frame.
         score_before, score_after: The judge's, in [0, 1].
         info, box: What the label says of it.
+        name: Where it comes from.
     """
 
     bits: np.ndarray
@@ -37,8 +41,13 @@ class SecondChoice:
     score_after: float
     info: Mapping[str, float]
     box: list[float]
-    name: ClassVar[str] = ANOTHER_PROMPT
+    name: str
     is_changed: ClassVar[bool] = True
+
+    @property
+    def source(self) -> str | None:
+        """Where the box comes from, as a protocol says it; None for a box of the protocol."""
+        return "student" if self.name == ASKED_AGAIN else None
 
     @property
     def soft(self) -> np.ndarray:
@@ -56,17 +65,23 @@ def choose_again(
     cohort: Cohort,
     peers: Peers,
     is_open: np.ndarray,
+    is_known: np.ndarray,
     is_trusted: np.ndarray,
     *,
     progress: Progress = no_progress,
 ) -> dict[int, dict[int, SecondChoice]]:
-    """Take another candidate where the peers agree better with it than with the label.
+    """Take another mask of SAM where the peers agree better with it than with the label.
+
+    Of bad labels students tell which candidate is better; of good ones they know less than SAM does. So they choose
+    among the candidates of the protocol's prompts for some labels alone. For the others they say where the structure
+    is, and of the prompts around that box SAM chooses.
 
     Args:
         workspace: For the candidates.
         cohort: The labels.
-        peers: They made none of the candidates; SAM did.
-        is_open: (n, K) bool, which labels may change.
+        peers: They made none of the masks; SAM did.
+        is_open: (n, K) bool, for which labels students choose.
+        is_known: (n, K) bool, for which labels SAM's choice counts when it was asked again.
         is_trusted: (n, K) bool, whose areas are plausible.
         progress: Told about each image.
 
@@ -74,34 +89,58 @@ def choose_again(
         Image number to structure number to what is taken in place of the label.
     """
     areas = usual_areas(cohort, is_trusted)
-    numbers = np.flatnonzero((is_open & (peers.nearest >= 0)).any(1))
+    is_nearer = is_open & (peers.nearest >= 0)
+    numbers = np.flatnonzero((is_nearer | (is_known & (peers.asked is not None))).any(1))
     taken: dict[int, dict[int, SecondChoice]] = {}
-    for done, number in enumerate(numbers):
-        row, span = cohort.images[number], cohort.spans[number]
-        judge, frames = peers.probs[span].argmax(1), cohort.frames[span].numpy()
-        try:
-            found = find_candidates(workspace, workspace.store.read_image(row.id), row.path)
-        except ProtocolError:  # its box is no longer in the boxes file
-            continue
-        for k in np.flatnonzero(is_open[number] & (peers.nearest[number] >= 0)):
-            of, nearest = found[k], int(peers.nearest[number, k])
-            mask = of.masks[nearest]
-            small = shrink_masks(mask[None], cohort.config.side_px)[0]
-            peer = (judge == k + 1).numpy()
-            old = cohort.mask(int(number), k + 1)
-            candidates = {ANOTHER_PROMPT: small.astype(np.float32)}
-            choice = choose_correction(old, candidates, peer, area_range=areas[k], frames=frames)
+    for done, number in enumerate(map(int, numbers)):
+        span = cohort.spans[number]
+        judge, frames = peers.probs[span].argmax(1).numpy(), cohort.frames[span].numpy()
+        for k, offers in _offers(workspace, cohort, peers, number, is_nearer[number], is_known[number]).items():
+            small = {
+                n: shrink_masks(of.masks[which][None], cohort.config.side_px)[0] for n, (of, which) in offers.items()
+            }
+            soft = {name: mask.astype(np.float32) for name, mask in small.items()}
+            old = cohort.mask(number, k + 1)
+            choice = choose_correction(old, soft, judge == k + 1, area_range=areas[k], frames=frames)
             if choice.is_changed:
-                taken.setdefault(int(number), {})[int(k)] = SecondChoice(
-                    np.packbits(mask, axis=-1),
-                    np.packbits(small, axis=-1),
+                of, which = offers[choice.name]
+                taken.setdefault(number, {})[k] = SecondChoice(
+                    np.packbits(of.masks[which], axis=-1),
+                    np.packbits(small[choice.name], axis=-1),
                     choice.score_before,
                     choice.score_after,
-                    of.info(nearest),
-                    of.box(nearest),
+                    of.info(which),
+                    of.box(which),
+                    choice.name,
                 )
         progress(STAGE_CHOOSE, done + 1, len(numbers))
     return taken
+
+
+def _offers(
+    workspace: Workspace, cohort: Cohort, peers: Peers, number: int, is_nearer: np.ndarray, is_known: np.ndarray
+) -> dict[int, dict[str, tuple[Candidates, int]]]:
+    """Of an image, structure number to the masks that may take the place of its label: where each comes from, to
+    candidates and which of them."""
+    row, offers = cohort.images[number], {}
+    volume = workspace.store.read_image(row.id)
+    given = _given(workspace, volume, row.path) if is_nearer.any() else None
+    for k in map(int, np.flatnonzero(is_nearer | is_known)):
+        offers[k] = {}
+        if given is not None and is_nearer[k]:
+            offers[k][ANOTHER_PROMPT] = given[k], int(peers.nearest[number, k])
+        boxes_vox = None if peers.asked is None else peers.asked.boxes_vox[cohort.spans[number], k]
+        if is_known[k] and boxes_vox is not None and np.isfinite(boxes_vox).any():
+            offers[k][ASKED_AGAIN] = ask_sam(workspace, volume, k, boxes_vox)
+    return offers
+
+
+def _given(workspace: Workspace, volume: Volume, image_name: str) -> list[Candidates] | None:
+    """The candidates of the protocol's prompts; None where the image's box is no longer in the boxes file."""
+    try:
+        return find_candidates(workspace, volume, image_name)
+    except ProtocolError:
+        return None
 
 
 def with_choices(cohort: Cohort, taken: Mapping[int, Mapping[int, SecondChoice]]) -> Cohort:
