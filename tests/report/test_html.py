@@ -120,6 +120,17 @@ def test_full_report_says_what_was_run_and_found(tmp_path):
     assert 0 < page.text.index("0.850 [0.840, 0.860]") < page.text.index("0.950 [0.940, 0.960]")
 
 
+@pytest.mark.parametrize(("steps", "is_told"), [(120, True), (1200, False), (None, False)])
+def test_short_trainings_are_said_to_compare_no_methods(tmp_path, steps, is_told):
+    report = _report()
+    report["settings"]["student_steps"] = steps
+
+    text = Page(_full(tmp_path, report=report)).text
+
+    assert ("Students of 120 steps instead of 1200" in text) == is_told
+    assert ("compare no methods" in text) == is_told
+
+
 def test_every_image_is_a_data_uri_of_well_formed_svg_that_loads_nothing(tmp_path):
     html = _full(tmp_path)
     page = Page(html)

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from samcorrect.lib.report import plots
 from samcorrect.lib.report.pictures import LabelPicture, contour_style, picture_svg
+from samcorrect.lib.settings import Settings
 from samcorrect.lib.store.files import write_bytes_atomically
 
 NOT_DEFINED = "not defined"
@@ -188,7 +189,12 @@ def _arms_view(report: Mapping[str, Any]) -> dict[str, Any]:
             "interval": _range(low, high), "n": _plain(arm.get("n")),
             "structures": [(_number(s.get("dice_mean")), _number(s.get("surface_dice_mean"))) for s in per_structure],
         })  # fmt: skip
-    return {"structures": structures, "rows": rows, "has_prompted": any(row["is_prompted"] for row in rows)}
+    steps = (report.get("settings") or {}).get("student_steps")
+    usual_steps = Settings.model_fields["student_steps"].default
+    return {
+        "structures": structures, "rows": rows, "has_prompted": any(row["is_prompted"] for row in rows),
+        "usual_steps": usual_steps, "few_steps": steps if steps and 2 * steps <= usual_steps else None,
+    }  # fmt: skip
 
 
 def _comparison_sentence(name: str, comparison: Mapping[str, Any]) -> str:
