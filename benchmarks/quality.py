@@ -274,10 +274,11 @@ def _asked_again(
 ) -> np.ndarray | None:
     """What SAM takes of structure k when it is asked with the box of the students, on the image's grid; None where it
     is not asked."""
-    span = cohort.spans[number]
-    if scores.peers is None or scores.peers.asked is None or scores.peers.asked.mask(span, k) is None:
+    asked = scores.peers and scores.peers.asked
+    boxes_vox = asked.boxes(cohort.spans[number], k) if asked else None
+    if boxes_vox is None:
         return None
-    found, which = ask_sam(workspace, volume, k, scores.peers.asked.boxes_vox[span, k])
+    found, which = ask_sam(workspace, volume, k, boxes_vox)
     return masks_to_grid(found.masks[which], volume.array.shape[:2]) > 0.5
 
 

@@ -47,9 +47,14 @@ class AskedMasks:
     bits: torch.Tensor
     boxes_vox: np.ndarray
 
+    def boxes(self, span: slice, k: int) -> np.ndarray | None:
+        """(D, 4) `boxes_vox` of structure number k in the slices of an image; None where SAM was not asked."""
+        boxes_vox = self.boxes_vox[span, k]
+        return None if np.isnan(boxes_vox).all() else boxes_vox
+
     def mask(self, span: slice, k: int) -> np.ndarray | None:
         """(D, side, side) bool of structure number k in the slices of an image; None where SAM was not asked."""
-        if np.isnan(self.boxes_vox[span, k]).all():
+        if self.boxes(span, k) is None:
             return None
         return np.unpackbits(self.bits[span, k].numpy(), axis=-1).astype(bool)
 

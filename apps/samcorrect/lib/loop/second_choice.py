@@ -90,7 +90,8 @@ def choose_again(
     """
     areas = usual_areas(cohort, is_trusted)
     is_nearer = is_open & (peers.nearest >= 0)
-    numbers = np.flatnonzero((is_nearer | (is_known & (peers.asked is not None))).any(1))
+    is_known = is_known & (peers.asked is not None)
+    numbers = np.flatnonzero((is_nearer | is_known).any(1))
     taken: dict[int, dict[int, SecondChoice]] = {}
     for done, number in enumerate(map(int, numbers)):
         span = cohort.spans[number]
@@ -129,8 +130,8 @@ def _offers(
         offers[k] = {}
         if given is not None and is_nearer[k]:
             offers[k][ANOTHER_PROMPT] = given[k], int(peers.nearest[number, k])
-        boxes_vox = None if peers.asked is None else peers.asked.boxes_vox[cohort.spans[number], k]
-        if is_known[k] and boxes_vox is not None and np.isfinite(boxes_vox).any():
+        boxes_vox = peers.asked.boxes(cohort.spans[number], k) if is_known[k] else None
+        if boxes_vox is not None:
             offers[k][ASKED_AGAIN] = ask_sam(workspace, volume, k, boxes_vox)
     return offers
 
