@@ -15,11 +15,12 @@ import pytest
 import torch
 from scipy.ndimage import shift
 
+from samcorrect import __version__
 from samcorrect.lib.loop import rounds
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
 from samcorrect.lib.loop.outcome import write_report
 from samcorrect.lib.loop.progress import STAGE_STOPPED
-from samcorrect.lib.loop.rounds import run_loop, stop_reason
+from samcorrect.lib.loop.rounds import _open_run, run_loop, stop_reason
 from samcorrect.lib.loop.workspace import open_workspace
 from samcorrect.lib.store.labels import LabelStore
 from samcorrect.lib.store.sources import open_studies
@@ -184,6 +185,16 @@ def test_approved_labels_teach_and_stay_as_they_are(labelled, phantoms, tmp_path
         assert all(image_id not in told["flagged"] and image_id not in told["corrected"] for told in result.rounds)
         assert store.ledger.quality(row.id)[7].posterior_good == 1
     assert any(told["flagged"] for told in result.rounds)
+
+
+def test_another_version_of_samcorrect_begins_a_new_run(labelled, monkeypatch):
+    workspace = labelled()
+    first = _open_run(workspace)
+    assert _open_run(workspace).id == first.id
+    monkeypatch.setattr(rounds, "__version__", "99.0")
+    second = _open_run(workspace)
+    assert second.id != first.id
+    assert (first.config["samcorrect"], second.config["samcorrect"]) == (__version__, "99.0")
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from samcorrect import __version__
 from samcorrect.lib.core.metrics import rounded
 from samcorrect.lib.errors import ImageError
 from samcorrect.lib.loop.audit import audit_start
@@ -87,10 +88,11 @@ def run_loop(workspace: Workspace, *, progress: Progress = no_progress) -> RunRe
     """Run or resume the loop.
 
     A killed run resumes where it was: pseudo-labels and corrections are kept image by image, trainings whole. A
-    finished run of the same settings, images, approvals and rejections is only read again. A run starts from the
-    original labels and the approvals it saw at its start, so its result does not depend on earlier runs. What a person
-    rejects while it runs teaches nothing from then on; from the next round on the label before takes its place. It ends
-    before its last round where another promises nothing, see `stop_reason`.
+    finished run of the same settings, images, approvals and rejections is only read again. Another version of
+    samcorrect begins a new run, so that no run holds rounds of two. A run starts from the original labels and the
+    approvals it saw at its start, so its result does not depend on earlier runs. What a person rejects while it runs
+    teaches nothing from then on; from the next round on the label before takes its place. It ends before its last round
+    where another promises nothing, see `stop_reason`.
 
     Args:
         workspace: With a protocol.
@@ -239,6 +241,7 @@ def _open_run(workspace: Workspace) -> RunRow:
     settings, ledger = workspace.settings, workspace.store.ledger
     config = {key: getattr(settings, key) for key in RESULT_SETTINGS}
     config |= {
+        "samcorrect": __version__,
         "protocol": workspace.require_protocol().digest,
         "sam": workspace.sam.digest,
         "runtime": workspace.sam.runtime,
