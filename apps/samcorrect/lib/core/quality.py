@@ -95,7 +95,7 @@ def log_area_ratio(mask: np.ndarray, peer: np.ndarray) -> float:
     What a student gets wrong at an outline here and there cancels out in its area, and an outline that lies too far out
     or in all along does not: Dice cannot tell these apart.
     """
-    return float(np.log((mask.sum() + 1) / (peer.sum() + 1)))
+    return float(np.log(mask.sum() + 1) - np.log(peer.sum() + 1))
 
 
 def band_softmin(mask: np.ndarray, peer_prob: np.ndarray) -> float:
