@@ -10,9 +10,11 @@ from scipy.ndimage import shift
 
 from samcorrect.lib.core.boxes import box_of_mask
 from samcorrect.lib.core.metrics import dice
+from samcorrect.lib.core.quality import prompt_dice
 from samcorrect.lib.loop import asked_again
 from samcorrect.lib.loop.asked_again import ask_cohort, ask_sam, boxes_of_students, structures_to_ask
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
+from samcorrect.lib.loop.frame_candidates import shrink_masks
 from samcorrect.lib.loop.peer_context import read_context
 from samcorrect.lib.loop.peers import learn_peers
 from samcorrect.lib.loop.pseudo_label import masks_to_grid
@@ -62,14 +64,20 @@ def test_sam_is_asked_in_the_box_that_is_seen_and_what_it_took_is_kept(labelled,
 
     asked = ask_cohort(workspace, cohort, truth, np.array([True, False]))
 
-    agreements = [dice(asked.mask(cohort.spans[n], 0), cohort.mask(n, 1)) for n in range(9)]
+    agreements = [dice(asked.masks(cohort.spans[n], 0)[0][0], cohort.mask(n, 1)) for n in range(9)]
     assert np.mean(agreements) > 0.9
-    assert asked.mask(cohort.spans[9], 0) is None
-    assert asked.mask(cohort.spans[0], 1) is None
+    assert asked.masks(cohort.spans[9], 0) is None
+    assert asked.masks(cohort.spans[0], 1) is None
     assert ask_cohort(workspace, cohort, truth, np.zeros(2, bool)) is None
     volume = workspace.store.read_image(cohort.images[0].id)
     found, which = ask_sam(workspace, volume, 0, asked.boxes_vox[:1, 0])
     assert len(found.masks) == asked_again.MAX_ASKED
+    masks, confidence = asked.masks(cohort.spans[0], 0)
+    np.testing.assert_array_equal(masks[0], shrink_masks(found.masks[which][None], cohort.config.side_px)[0])
+    # The others follow in their order, each with its confidence.
+    others = np.delete(np.arange(len(found.masks)), which)
+    np.testing.assert_array_equal(masks[1:], shrink_masks(found.masks[others], cohort.config.side_px))
+    np.testing.assert_array_equal(confidence, found.confidence[[which, *others]])
     on_grid = masks_to_grid(found.masks[which], cohort.shapes[0][:2]) > 0.5
     label_map = workspace.store.read_label(cohort.labels[0])
     assert dice(on_grid, label_map == cohort.config.indices[0]) > 0.85
@@ -124,7 +132,10 @@ def test_labels_are_compared_with_what_sam_takes_and_a_later_scoring_asks_the_sa
     labels = best_labels(workspace)
     indices = workspace.require_protocol().indices
     told = {i: workspace.store.ledger.quality(label.id) for i, label in labels.items()}
-    values = {i: [of[index].features["asked_dice"] for index in indices] for i, of in told.items()}
+    values, expected = (
+        {i: [of[index].features[name] for index in indices] for i, of in told.items()}
+        for name in ("asked_dice", "prompt_dice")
+    )
     # Two labels were moved; SAM in the boxes of the others' students is none the worse for that.
     bad = np.mean([values[i] for i in ("case2", "case5")])
     good = np.mean([values[i] for i in values if i not in ("case2", "case5")])
@@ -135,8 +146,12 @@ def test_labels_are_compared_with_what_sam_takes_and_a_later_scoring_asks_the_sa
     peers = judges.judge(cohort, [None])
 
     assert peers.is_asked.all()
-    again = [dice(peers.asked.mask(cohort.spans[0], k), cohort.mask(0, k + 1)) for k in range(2)]
+    masks = [peers.asked.masks(cohort.spans[0], k) for k in range(2)]
+    again = [dice(of[0][0], cohort.mask(0, k + 1)) for k, of in enumerate(masks)]
     assert again == pytest.approx(values["case2"], abs=1e-4)
+    # Drawn labels have no prompts of their own: SAM's masks are those of the students' boxes.
+    likely = [prompt_dice(cohort.mask(0, k + 1), *of) for k, of in enumerate(masks)]
+    assert likely == pytest.approx(expected["case2"], abs=1e-4)
 
 
 @pytest.mark.parametrize("change", [{}, {"modules": "search,correct"}])

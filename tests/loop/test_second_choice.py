@@ -129,7 +129,7 @@ def test_what_sam_takes_in_the_box_of_the_students_replaces_a_good_label_that_th
     # Students see in each image what SAM takes there, and no candidate is open.
     judge = cohort.targets.clone()
     judge[0][judge[0] == 2] = 0
-    judge[0][torch.from_numpy(asked.mask(cohort.spans[0], 1)[0])] = 2
+    judge[0][torch.from_numpy(asked.masks(cohort.spans[0], 1)[0][0][0])] = 2
     moved = cohort.targets.clone()
     moved[0][moved[0] == 2] = 0
     moved[0][torch.from_numpy(np.roll(cohort.mask(0, 2)[0], 1, axis=0))] = 2
@@ -142,9 +142,9 @@ def test_what_sam_takes_in_the_box_of_the_students_replaces_a_good_label_that_th
     choice = taken[0][1]
     assert choice.name == ASKED_AGAIN
     assert choice.score_after == 1.0
-    np.testing.assert_array_equal(choice.small, asked.mask(cohort.spans[0], 1))
+    np.testing.assert_array_equal(choice.small, asked.masks(cohort.spans[0], 1)[0][0])
     changed = with_choices(cohort, {0: {1: choice}})
-    np.testing.assert_array_equal(changed.mask(0, 2), asked.mask(cohort.spans[0], 1))
+    np.testing.assert_array_equal(changed.mask(0, 2), asked.masks(cohort.spans[0], 1)[0][0])
     assert not choose_again(workspace, cohort, peers, nowhere, nowhere, everywhere)
 
 

@@ -39,12 +39,16 @@ class AskedMasks:
     """What SAM takes in the N slices of a cohort when it is asked with the boxes of students, of K structures.
 
     Attributes:
-        bits: (N, K, side, side / 8) uint8 in the student's frame, eight mask pixels a byte.
+        bits: (N, K, M, side, side / 8) uint8 in the student's frame, eight mask pixels a byte: of M prompts around the
+            box, the mask that SAM takes first.
+        confidence: (N, K, M) predicted IoU times stability, the same in all slices of an image; nan where SAM was not
+            asked.
         boxes_vox: (N, K, 4) the boxes, [start0, start1, stop0, stop1) along the image's first two axes; nan where
             students see nothing or SAM was not asked.
     """
 
     bits: torch.Tensor
+    confidence: np.ndarray
     boxes_vox: np.ndarray
 
     def boxes(self, span: slice, k: int) -> np.ndarray | None:
@@ -52,11 +56,14 @@ class AskedMasks:
         boxes_vox = self.boxes_vox[span, k]
         return None if np.isnan(boxes_vox).all() else boxes_vox
 
-    def mask(self, span: slice, k: int) -> np.ndarray | None:
-        """(D, side, side) bool of structure number k in the slices of an image; None where SAM was not asked."""
+    def masks(self, span: slice, k: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """(M, D, side, side) bool of structure number k in the slices of an image, the one that SAM takes first, and
+        their (M,) confidences; None where SAM was not asked.
+        """
         if self.boxes(span, k) is None:
             return None
-        return np.unpackbits(self.bits[span, k].numpy(), axis=-1).astype(bool)
+        masks = np.unpackbits(self.bits[span, k].numpy(), axis=-1).astype(bool)
+        return masks.swapaxes(0, 1), self.confidence[span.start, k]
 
 
 def structures_to_ask(cohort: Cohort, probs: torch.Tensor) -> np.ndarray:
@@ -94,9 +101,10 @@ def ask_cohort(
     """
     if not is_asked.any():
         return None
-    side, n_structures = cohort.config.side_px, cohort.n_structures
-    bits = cohort.scratch.zeros(len(cohort.frames), n_structures, side, side // 8, dtype=torch.uint8)
-    boxes_vox = np.full((len(cohort.frames), n_structures, 4), np.nan)
+    side, shape = cohort.config.side_px, (len(cohort.frames), cohort.n_structures)
+    n_asked = _n_asked(workspace)
+    bits = cohort.scratch.zeros(*shape, n_asked, side, side // 8, dtype=torch.uint8)
+    confidence, boxes_vox = np.full((*shape, n_asked), np.nan), np.full((*shape, 4), np.nan)
     for number, (row, span) in enumerate(zip(cohort.images, cohort.spans, strict=True)):
         seen, volume = probs[span].argmax(1).numpy(), None
         for k in np.flatnonzero(is_asked):
@@ -105,9 +113,11 @@ def ask_cohort(
             boxes_vox[span, k] = boxes_of_students(seen == k + 1, cohort.shapes[number][:2])
             volume = workspace.store.read_image(row.id) if volume is None else volume
             found, which = ask_sam(workspace, volume, int(k), boxes_vox[span, k])
-            bits[span, k] = torch.from_numpy(np.packbits(shrink_masks(found.masks[which][None], side)[0], axis=-1))
+            order = np.r_[which, np.delete(np.arange(n_asked), which)]
+            masks = np.packbits(shrink_masks(found.masks[order], side), axis=-1)
+            bits[span, k], confidence[span, k] = torch.from_numpy(masks.swapaxes(0, 1)), found.confidence[order]
         progress(STAGE_ASK, number + 1, len(cohort))
-    return AskedMasks(bits, boxes_vox)
+    return AskedMasks(bits, confidence, boxes_vox)
 
 
 def boxes_of_students(peer: np.ndarray, shape_hw: tuple[int, int]) -> np.ndarray:
@@ -138,7 +148,7 @@ def ask_sam(workspace: Models, volume: Volume, k: int, boxes_vox: np.ndarray) ->
         boxes_vox: (D, 4) in slices along the last axis, as from `boxes_of_students`; at least one.
     """
     settings, sam, protocol = workspace.settings, workspace.sam, workspace.require_protocol()
-    window, n_asked = protocol.window_of(protocol.structures[k].name), min(MAX_ASKED, settings.n_prompts)
+    window, n_asked = protocol.window_of(protocol.structures[k].name), _n_asked(workspace)
     key = hashlib.sha256(volume.array.tobytes())
     key.update(f"{volume.array.shape} {settings.seed} {k}".encode())
     jitter = [settings.seed, k, int(key.hexdigest()[:8], 16)]
@@ -150,6 +160,10 @@ def ask_sam(workspace: Models, volume: Volume, k: int, boxes_vox: np.ndarray) ->
         known = [_prompt_slices(Slices(workspace, volume, 2, window), boxes_vox, n_asked, jitter)]
         save_candidates(path, known)
     return known[0], choose_of_structure(workspace, known[0], k)
+
+
+def _n_asked(workspace: Models) -> int:
+    return min(MAX_ASKED, workspace.settings.n_prompts)
 
 
 def _prompt_slices(slices: Slices, boxes_vox: np.ndarray, n_asked: int, jitter: list[int]) -> Candidates:

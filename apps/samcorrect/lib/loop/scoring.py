@@ -191,15 +191,18 @@ def measure_labels(
         for k in range(cohort.n_structures):
             mask = cohort.mask(number, k + 1)
             told, sizes = _features_alone(cohort, number, k, mask), [np.nan, np.nan]
+            of_sam = [] if found is None else [(found[k].masks, found[k].confidence)]
             if peers is not None:
                 peer = seen == k + 1
                 told |= _features_of_peers(cohort, number, k, mask, peer, peers, found)
-                asked = None if peers.asked is None else peers.asked.mask(cohort.spans[number], k)
+                sizes[0] = log_area_ratio(mask, peer)
+                asked = None if peers.asked is None else peers.asked.masks(cohort.spans[number], k)
                 if asked is not None:
-                    told["asked_dice"] = agreement(mask, asked)
-                sizes = [np.nan if other is None else log_area_ratio(mask, other) for other in (peer, asked)]
-            if found is not None:
-                told["prompt_dice"] = prompt_dice(mask, found[k].masks, found[k].confidence)
+                    taken = asked[0][0]
+                    told["asked_dice"], sizes[1] = agreement(mask, taken), log_area_ratio(mask, taken)
+                    of_sam.append(asked)
+            if of_sam:
+                told["prompt_dice"] = prompt_dice(mask, *map(np.concatenate, zip(*of_sam, strict=True)))
             for name, value in told.items():
                 columns[name][number, k] = value
             forms[number, k] = [*mask_shapes(mask), np.log(outline_ratio(mask)), *sizes]
