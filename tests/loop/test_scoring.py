@@ -9,7 +9,9 @@ from torch.nn.functional import one_hot
 
 from samcorrect.lib.core.quality import FEATURES, structure_doubts
 from samcorrect.lib.errors import LabelError
+from samcorrect.lib.loop.asked_again import AskedMasks
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
+from samcorrect.lib.loop.frame_candidates import FrameCandidates
 from samcorrect.lib.loop.peers import Peers
 from samcorrect.lib.loop.rescoring import score_store
 from samcorrect.lib.loop.scoring import (
@@ -116,6 +118,25 @@ def test_the_dice_that_is_expected_is_that_with_who_is_believed(labelled):
     assert students.mean == pytest.approx(values / 2)
     assert prompts.mean == pytest.approx(1 - (1 - values) / 2, abs=0.01)
     assert not np.any([students.n_approved, prompts.n_approved])
+
+
+def test_the_dice_to_be_expected_counts_what_sam_took_in_the_boxes_of_students_too(labelled):
+    workspace = labelled(shares_trainings=False)
+    cohort = load_cohort(workspace, best_labels(workspace))
+    probs = one_hot(cohort.targets.long(), 3).permute(0, 3, 1, 2).float()
+    side = cohort.config.side_px
+    # SAM is as sure of an empty mask, from the prompt that was given, as of the label, from the box of the students.
+    empty = FrameCandidates(np.zeros((1, 1, side, side // 8), np.uint8), np.array([0.9]), 0, float("nan"))
+    same = torch.stack([torch.from_numpy(np.packbits(cohort.targets == k, axis=-1)) for k in (1, 2)], 1)[:, :, None]
+    asked = AskedMasks(same, np.full((10, 2, 1), 0.9), np.ones((10, 2, 4)))
+
+    def expected(**of_peers):
+        peers = Peers(probs, *np.zeros((2, 10, 2), int), *np.ones((2, 2), bool), **of_peers)
+        told, _ = measure_labels(cohort, [[empty, empty]] * 10, peers)
+        return told["prompt_dice"]
+
+    assert (expected() == 0).all()
+    assert expected(asked=asked) == pytest.approx(0.5)
 
 
 def test_students_that_see_a_structure_nowhere_gain_nothing_where_it_is_not(labelled):
