@@ -1,7 +1,5 @@
 """Scoring what changed by the peers of the last scoring."""
 
-import json
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -191,9 +189,7 @@ def test_without_a_usable_context_all_is_scored_and_the_log_says_so_once(labelle
     elif fault == "no archive":
         context.write_bytes(b"peers")
     else:
-        with np.load(context) as arrays:
-            told = json.loads(str(arrays["told"]))
-        student = workspace.store.state_dir / told["pair"][0]["path"]
+        student = next((workspace.store.state_dir / "models").glob("*.pt"))
         student.write_bytes(b"x") if fault == "torn student" else student.unlink()
 
     told = score_store(workspace)

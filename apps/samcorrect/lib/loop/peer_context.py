@@ -47,15 +47,15 @@ class PeerContext:
     """The peers of a scoring pass over n labels of K structures.
 
     Attributes:
-        pair: Their files and what each learnt.
+        pairs: Their files and what each learnt.
         is_judge, is_believed, is_asked: (K,) bool, as in `Peers`.
-        taught_ids: The label versions that there were when they were taught.
+        taught_ids: The label versions that there were when the pairs were taught.
         label_ids: (n,) the label versions that were scored.
         forms: (n, K, N_FORMS) of each the measures of its form, as in `Scores`.
         doubtful: The structures whose labels are contradicted as a whole.
     """
 
-    pair: Pair
+    pairs: tuple[Pair, ...]
     is_judge: np.ndarray
     is_believed: np.ndarray
     is_asked: np.ndarray
@@ -71,12 +71,12 @@ class ContextPeers:
     def __init__(self, workspace: Workspace, context: PeerContext):
         """Load them. Raises WeightsError where a file is missing or torn."""
         state_dir = workspace.store.state_dir
-        self._pair = [(of, load_student(state_dir / of.path)) for of in context.pair]
+        self._pairs = [[(of, load_student(state_dir / of.path)) for of in pair] for pair in context.pairs]
         self._workspace, self._is_asked = workspace, context.is_asked
         self._said = {"is_judge": context.is_judge, "is_believed": context.is_believed, "is_asked": context.is_asked}
 
     def judge(self, cohort: Cohort, candidates: CohortCandidates) -> Peers:
-        """What they say of the images of a cohort, of each the students that did not learn its case."""
+        """What they say of the images of a cohort, in each pair the students that did not learn its case."""
         probs = empty_probs(cohort)
         for row, span in zip(cohort.images, cohort.spans, strict=True):
             probs[span] = self._probs(row, cohort.frames[span])
@@ -84,11 +84,14 @@ class ContextPeers:
         return replace(compare_with_peers(cohort, candidates, probs), **self._said, asked=asked)
 
     def _probs(self, row: ImageRow, frames: torch.Tensor) -> torch.Tensor:
-        """(D, K + 1, side, side): the mean over both students where neither learnt the case."""
-        judges = [student for of, student in self._pair if not has_learnt(of, row)]
-        # An image that was given to another case since: at least the one that did not learn the image itself.
-        judges = judges or [student for of, student in self._pair if row.id not in of.image_ids]
-        return torch.stack([student.predict_frames(frames) for student in judges]).mean(0)
+        """(D, K + 1, side, side): the mean over the pairs, and over both students where neither learnt the case."""
+        of_pairs = []
+        for pair in self._pairs:
+            judges = [student for of, student in pair if not has_learnt(of, row)]
+            # An image that was given to another case since: at least the one that did not learn the image itself.
+            judges = judges or [student for of, student in pair if row.id not in of.image_ids]
+            of_pairs.append(torch.stack([student.predict_frames(frames) for student in judges]).mean(0))
+        return torch.stack(of_pairs).mean(0)
 
 
 def has_learnt(student: FoldStudent, row: ImageRow) -> bool:
@@ -100,7 +103,7 @@ def write_context(workspace: Workspace, context: PeerContext) -> None:
     """Keep a context; where the disk refuses, the next scoring is a full one, and the log says so."""
     told = {
         "key": context_key(workspace),
-        "pair": [asdict(student) for student in context.pair],
+        "pairs": [[asdict(student) for student in pair] for pair in context.pairs],
         "doubtful": context.doubtful,
     }
     buffer = io.BytesIO()
@@ -139,7 +142,7 @@ def read_context(workspace: Workspace) -> tuple[PeerContext, ContextPeers] | Non
             if told["key"] != context_key(workspace):
                 raise ValueError("it is of another protocol, model or other settings")
             context = PeerContext(
-                pair=_read_pair(told["pair"]),
+                pairs=tuple(_read_pair(pair) for pair in told["pairs"]),
                 is_judge=arrays["is_judge"],
                 is_believed=arrays["is_believed"],
                 is_asked=arrays["is_asked"],

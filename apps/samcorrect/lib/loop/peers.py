@@ -1,12 +1,11 @@
 """Peers: students that judge the labels of images they never saw, taught by the best labels there are.
 
 The first pair learns the labels (where SAM made one, SAM's chosen candidate). What then agrees best with it, a label or
-another candidate, teaches the second pair, and of that only the better half of each fold: students of the better half
-share fewer faults with the labels than students of all of them, so the second pair alone judges. Where students know a
-structure less well than SAM's prompts agree on it (few images, objects that look different in each), they do not
-choose, unless SAM's own confidence contradicts its prompts; and never what loses the edges of the image that SAM's
-choice lies on. What the promotion gate holds out is judged and teaches nobody, unless a fold has nothing else: it would
-come back in the labels that its candidates learn.
+another candidate, teaches the second pair, and of that only the better half of each fold: a student of the better half
+knows the truth better than one of all labels. Where students know a structure less well than SAM's prompts agree on it
+(few images, objects that look different in each), they do not choose, unless SAM's own confidence contradicts its
+prompts; and never what loses the edges of the image that SAM's choice lies on. What the promotion gate holds out is
+judged and teaches nobody, unless a fold has nothing else: it would come back in the labels that its candidates learn.
 No student ever learns from an image that it judges; which images of the other fold teach the second pair does depend on
 the first, which learnt the judged one.
 """
@@ -38,15 +37,15 @@ class Peers:
     """What the peers of n images and K structures say.
 
     Attributes:
-        probs: (N, K + 1, side, side) of the second pair, out of fold.
+        probs: (N, K + 1, side, side) out of fold: the mean of both pairs.
         nearest: (n, K) the candidate that agrees best with the students; -1 where an image has none.
         chosen: (n, K) the candidate to take now: the nearest where the students are a judge of the structure and it
             keeps the edges of the one taken before there were students, else that one; -1 where an image has none.
         is_judge: (K,) bool: the students agree better with the nearest candidate than SAM's prompts agree with each
             other, in the median over the images, or SAM's confidence is not believed; true where there are no prompts.
         is_believed: (K,) bool, `core.pseudo_label.is_confidence_believed`.
-        pair: The students of the second pair.
-        is_asked: (K,) bool, the structures about which SAM was asked with their boxes.
+        pairs: The students of both pairs.
+        is_asked: (K,) bool, the structures about which SAM was asked with the boxes of both pairs.
         asked: What it took; None where it was asked about none.
     """
 
@@ -55,7 +54,7 @@ class Peers:
     chosen: np.ndarray
     is_judge: np.ndarray
     is_believed: np.ndarray
-    pair: Pair | None = None
+    pairs: tuple[Pair, ...] = ()
     is_asked: np.ndarray | None = None
     asked: AskedMasks | None = None
 
@@ -71,7 +70,7 @@ def learn_peers(
     """Train both pairs of students on two folds by patient, let each predict the other's fold, and ask SAM with the
     boxes of what they know."""
     taught, is_held_out = replace(cohort, targets=_first_targets(cohort, candidates)), hold_out_cases(workspace, cohort)
-    first, _ = out_of_fold_probs(workspace, taught, seed=seed, is_held_out=is_held_out, progress=progress)
+    first, first_pair = out_of_fold_probs(workspace, taught, seed=seed, is_held_out=is_held_out, progress=progress)
     chosen = compare_with_peers(taught, candidates, first, progress).chosen
     taught, agreement = _second_targets(taught, candidates, first, chosen)
     untrusted = np.zeros(agreement.shape, bool)
@@ -80,7 +79,7 @@ def learn_peers(
         untrusted[teachers] = agreement[teachers] < np.median(agreement[teachers], 0)
     untrusted &= ~cohort.is_approved[:, None]
     sampling, weights = trusted_only(taught, first, untrusted)
-    probs, pair = out_of_fold_probs(
+    probs, second_pair = out_of_fold_probs(
         workspace,
         taught,
         seed=seed,
@@ -88,6 +87,7 @@ def learn_peers(
         name="second out-of-fold student",
         sampling=sampling,
         weights=weights,
+        mean_with=first,
         is_held_out=is_held_out,
         progress=progress,
     )
@@ -96,7 +96,7 @@ def learn_peers(
     if is_asked.any():
         is_asked &= structures_to_ask(cohort, probs)
     asked = ask_cohort(workspace, cohort, probs, is_asked, progress=progress)
-    return replace(peers, pair=pair, is_asked=is_asked, asked=asked)
+    return replace(peers, pairs=(first_pair, second_pair), is_asked=is_asked, asked=asked)
 
 
 def _first_targets(cohort: Cohort, candidates: CohortCandidates) -> torch.Tensor:

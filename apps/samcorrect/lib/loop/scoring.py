@@ -262,7 +262,7 @@ def write_scores(workspace: Workspace, cohort: Cohort, scores: Scores) -> None:
         label_ids = np.array([label.id for label in cohort.labels])
         doubtful = scores.doubtful(cohort.config.names)
         peers, taught_ids = scores.peers, frozenset(label_ids.tolist())
-        who = (peers.pair, peers.is_judge, peers.is_believed, peers.is_asked)
+        who = (peers.pairs, peers.is_judge, peers.is_believed, peers.is_asked)
         write_context(workspace, PeerContext(*who, taught_ids, label_ids, scores.forms, doubtful))
 
 

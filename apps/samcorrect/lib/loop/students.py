@@ -275,6 +275,7 @@ def out_of_fold_probs(
     seed_offset: int = 0,
     sampling: np.ndarray | None = None,
     weights: torch.Tensor | None = None,
+    mean_with: torch.Tensor | None = None,
     is_held_out: np.ndarray | None = None,
     progress: Progress = no_progress,
 ) -> tuple[torch.Tensor, Pair]:
@@ -289,16 +290,17 @@ def out_of_fold_probs(
         name: Shown in the progress, with A or B.
         seed_offset: Another training on the same folds takes another one.
         sampling, weights: As in `train_on`.
+        mean_with: Such probabilities of other students, which are overwritten by the mean with these.
         is_held_out: (n,) bool, images that are predicted and teach nobody, unless a fold has no others.
         progress: Told about each step.
 
     Returns:
-        (N, K + 1, side, side) float32, and the students.
+        (N, K + 1, side, side) float32, `mean_with` where it was given, and the students.
     """
     case_ids = [image.case_id for image in cohort.images]
     folds = split_cases(case_ids, seed=seed)
     students = []
-    probs = empty_probs(cohort)
+    probs = empty_probs(cohort) if mean_with is None else mean_with
     for number, (fold, predicted) in enumerate([folds, folds[::-1]]):
         learnt = fold if is_held_out is None else teachers_of(fold, is_held_out)
         trained = train_on(
@@ -312,7 +314,8 @@ def out_of_fold_probs(
             progress=progress,
         )
         for slices, lengths in cohort.portions(predicted):
-            probs[slices] = trained.student.predict_frames(cohort.frames[slices], lengths)
+            found = trained.student.predict_frames(cohort.frames[slices], lengths)
+            probs[slices] = found if mean_with is None else (mean_with[slices] + found) / 2
         cases = sorted({case_ids[n] for n in learnt}) if _are_cases(case_ids) else ()
         students.append(FoldStudent(trained.path, tuple(cohort.images[n].id for n in learnt), tuple(cases)))
     return probs, (students[0], students[1])
