@@ -86,6 +86,24 @@ def test_students_that_know_nothing_do_not_choose(labelled):
     assert (peers.chosen == 2).all()
 
 
+@pytest.mark.parametrize(("n_missed", "is_judge"), [(1, True), (4, False)])
+def test_students_that_miss_a_structure_in_too_many_images_do_not_choose(labelled, n_missed, is_judge):
+    workspace = labelled(is_bad=lambda _: False)
+    cohort = load_cohort(workspace, best_labels(workspace))
+    # In the other images, and so in the median, they agree better with a prompt than the prompts with each other.
+    probs = torch.nn.functional.one_hot(cohort.targets.long(), 3).permute(0, 3, 1, 2).float()
+    probs[:n_missed] = torch.tensor([1.0, 0.0, 0.0])[:, None, None]
+    found = []
+    for number in range(10):
+        right = [cohort.mask(number, k + 1) for k in range(2)]
+        masks = [np.stack([mask, shift(mask, (0, 0, 1), order=0)]) for mask in right]
+        found.append([FrameCandidates(np.packbits(of, axis=-1), np.array([0.9, 0.9]), WRONG, 0.3) for of in masks])
+
+    peers = compare_with_peers(cohort, found, probs)
+
+    assert peers.is_judge.tolist() == [is_judge] * 2
+
+
 @pytest.mark.parametrize(("agreement", "is_judge"), [(0.3, False), (NAN, False), (-0.3, True)])
 def test_students_that_know_less_choose_where_sam_is_surest_of_what_its_prompts_contradict(
     labelled, agreement, is_judge

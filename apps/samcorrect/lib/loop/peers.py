@@ -42,7 +42,7 @@ class Peers:
         chosen: (n, K) the candidate to take now: the nearest where the students are a judge of the structure and it
             keeps the edges of the one taken before there were students, else that one; -1 where an image has none.
         is_judge: (K,) bool: the students agree better with the nearest candidate than SAM's prompts agree with each
-            other, in the median over the images, or SAM's confidence is not believed; true where there are no prompts.
+            other, in the mean over the images, or SAM's confidence is not believed; true where there are no prompts.
         is_believed: (K,) bool, `core.pseudo_label.is_confidence_believed`.
         pairs: The students of both pairs.
         is_asked: (K,) bool, the structures about which SAM was asked with the boxes of both pairs.
@@ -132,9 +132,13 @@ def compare_with_peers(
 
 
 def _know_more(with_peer: np.ndarray, among_prompts: np.ndarray) -> bool:
-    """Whether students know a structure better than SAM's prompts do, from (n,) values of the images."""
-    both = np.isfinite(with_peer) & np.isfinite(among_prompts)
-    return not both.any() or bool(np.median(with_peer[both]) > np.median(among_prompts[both]))
+    """Whether students know a structure better than SAM's prompts do, from (n,) values of the images.
+
+    Image by image and in the mean: students who miss a structure altogether in a few images are no judge of it, however
+    well they do in the others.
+    """
+    gained = with_peer - among_prompts
+    return bool(np.isnan(gained).all() or np.nanmean(gained) > 0)
 
 
 def _second_targets(
