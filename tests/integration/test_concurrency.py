@@ -104,7 +104,7 @@ def test_of_ten_thousand_updates_from_four_processes_and_a_server_none_is_lost(
         for process in processes:
             process.stdin.write("go\n")
             process.stdin.flush()
-        told = [json.loads(process.communicate(timeout=300)[0]) for process in processes]
+        told = [json.loads(process.communicate(timeout=900)[0]) for process in processes]
         seconds = time.perf_counter() - started
         server.is_stopped.set()
         server.join(60)
