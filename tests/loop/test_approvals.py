@@ -52,6 +52,16 @@ def test_labels_served_at_random_count_with_the_score_they_had(live):
     np.testing.assert_allclose(left.dice, [1.0, 1.0])
 
 
+def test_scores_of_a_scoring_that_is_not_written_yet_come_before_those_of_the_ledger(live):
+    workspace, one = live
+    one("case0", WHY_AUDIT, 4, 0.9)
+    one("case1", WHY_AUDIT, 6, 0.3)
+    seen = workspace.store.ledger.latest_labels()["case0", "original"]
+    right, left = approved_pairs(workspace, {seen.id: np.array([0.4, 0.2])})
+    np.testing.assert_allclose(right.scores, [0.4, 0.3])
+    np.testing.assert_array_equal(left.scores, [0.2, np.nan])
+
+
 def test_an_empty_label_that_a_person_agrees_with_is_a_right_one(live):
     workspace, one = live
     one("case0", WHY_AUDIT, 0)

@@ -8,6 +8,7 @@ from scipy.ndimage import shift
 from samcorrect.lib.core.calibration import MIN_APPROVED
 from samcorrect.lib.core.selection import WHY_AUDIT
 from samcorrect.lib.loop import rescoring, students
+from samcorrect.lib.loop.approvals import approved_pairs
 from samcorrect.lib.loop.cohort import best_labels
 from samcorrect.lib.loop.peer_context import CONTEXT_NAME
 from samcorrect.lib.loop.rescoring import score_store
@@ -132,6 +133,17 @@ def test_more_changes_than_the_share_are_a_full_scoring(labelled):
     assert score_store(workspace)["is_full"]
 
 
+def test_a_few_changes_in_a_small_store_are_no_full_scoring(labelled, monkeypatch):
+    monkeypatch.setattr(rescoring, "MAX_CHANGED_SHARE", 0.1)
+    workspace = labelled(**FEW)
+    score_store(workspace)
+    for image_id in CHANGED[:2]:  # more than a tenth, and less than a quarter
+        change(workspace, image_id, 5)
+    assert not score_store(workspace)["is_full"]
+    change(workspace, CHANGED[2], 5)
+    assert score_store(workspace)["is_full"]
+
+
 @pytest.fixture
 def own_studies(phantoms, tmp_path):
     """A workspace over a copy of the phantoms with true labels, scored, and the folder of its images."""
@@ -238,3 +250,28 @@ def test_enough_audited_approvals_calibrate_the_labels_that_keep_their_scores(la
         assert row["expected_dice"] > was["expected_dice"]
         kept = ("id", "score", "posterior_good", "features", "reasons")
         assert [row[name] for name in kept] == [was[name] for name in kept]
+
+
+def test_a_label_that_a_person_replaced_is_scored_by_new_students_too(labelled, phantoms):
+    workspace = labelled(**FEW)
+    score_store(workspace)
+    ledger, store = workspace.store.ledger, workspace.store
+    agreed, replaced, ordinary = (ledger.best_label(f"case{number}") for number in (0, 5, 6))
+    before = [ledger.quality(label.id)[7] for label in (agreed, replaced, ordinary)]
+    for label, path in ((agreed, store.label_path(agreed)), (replaced, phantoms.labels / "case5.png")):
+        assert ledger.take_lease(label.image_id, "anna", now=1.0, lease_s=60, why=WHY_AUDIT)
+        store.submit_label(label.image_id, path, tag="final", user="anna")
+
+    score_store(workspace.with_settings(seed=1), full=True)
+
+    after = [ledger.quality(label.id)[7] for label in (agreed, replaced, ordinary)]
+    final = ledger.quality(ledger.best_label("case0").id)
+    # The same mask by the same students, once as the machine's and once as a person's.
+    assert after[0].score == final[7].score != before[0].score
+    assert after[0].features == final[7].features
+    assert ledger.quality(agreed.id)[0].score == final[0].score
+    assert [row.score for row in after[1:]] != [row.score for row in before[1:]]
+    # What was expected of it when a person saw it stays on record.
+    assert [row.expected_dice for row in after[:2]] == [row.expected_dice for row in before[:2]]
+    right, _ = approved_pairs(workspace)
+    assert right.scores.tolist() == [row.score for row in after[:2]]

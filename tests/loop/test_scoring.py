@@ -17,7 +17,6 @@ from samcorrect.lib.loop.rescoring import score_store
 from samcorrect.lib.loop.scoring import (
     MIN_IMAGES_FOR_PEERS,
     expect_structures,
-    explain,
     fuse_structures,
     measure_labels,
     score_cohort,
@@ -211,23 +210,6 @@ def test_a_structure_that_students_contradict_as_a_whole_is_doubtful_and_every_l
         for name, index in zip(names, workspace.require_protocol().indices, strict=True):
             (reason,) = [r for r in workspace.store.ledger.quality(label.id)[index].reasons if "all labels" in r]
             assert reason.startswith(f"{name}, all labels: students trained on other images"), image_id
-
-
-def test_a_reason_names_the_structure_the_value_and_the_usual_one():
-    usual = {"peer_dice": (0.9, 0.05), "stability": (0.92, 0.05)}
-    told = explain({"peer_dice": 0.5, "stability": 0.9}, usual, structure="heart")
-    assert len(told) == 1
-    assert told[0].startswith("heart: its area overlaps little")
-    assert told[0].endswith("(0.50, usual 0.90)")
-    assert explain({"peer_dice": np.nan}, usual, structure="heart") == []
-    assert explain({"peer_dice": 0.5}, {"peer_dice": (np.nan, np.nan)}, structure="heart") == []
-
-
-def test_the_first_reason_is_the_most_unusual_and_not_the_one_that_varies_most():
-    # Half of all labels are 0.3 or more below the median of how ordinary their area is; none is so far below in Dice.
-    usual = {"cohort_area": (0.8, 0.3), "peer_dice": (0.97, 0.01), "stability": (0.98, 0.0)}
-    told = explain({"cohort_area": 0.3, "peer_dice": 0.85, "stability": 0.88}, usual, structure="heart")
-    assert [reason.split("(")[1][:4] for reason in told] == ["0.85", "0.88", "0.30"]
 
 
 def test_no_labels_is_a_fault(phantom_workspace):

@@ -46,7 +46,7 @@ def test_more_approvals_change_the_expected_dice_and_nothing_else(ledger):
     label_id = add_label(ledger, "a", 0.5, 0.4)
     before, n_audited = ledger.quality(label_id), len(list(ledger.audit_rows()))
     bounds = {"expected_dice": 0.9, "expected_dice_low": 0.8, "expected_dice_high": None, "n_approved": 9}
-    ledger.update_expected_dice([{"id": before[3].id, **bounds}])
+    ledger.update_quality([{"id": before[3].id, **bounds}])
     after = ledger.quality(label_id)
     assert {name: getattr(after[3], name) for name in bounds} == bounds
     assert (after[3].score, after[0].expected_dice, after[0].n_approved) == (0.4, None, 0)

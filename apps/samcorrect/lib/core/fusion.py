@@ -141,3 +141,8 @@ def _on_scale(fused: np.ndarray, reference: np.ndarray) -> np.ndarray:
         values = np.interp(ranks, shares, np.sort(reference[both]))
         scores[defined] = np.interp(fused[defined], fused[both][order], values[order])
     return scores
+
+
+def worst_structure(values: np.ndarray) -> int:
+    """Which of (K,) scores is the lowest: what the whole label counts as; the first where none is defined."""
+    return int(np.nanargmin(values)) if np.isfinite(values).any() else 0

@@ -1,5 +1,6 @@
 """What approvals say of the scores: the Dice of machine labels with what people made of them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,10 +31,13 @@ def audit_finals(workspace: Workspace) -> list[LabelVersionRow]:
     return [final for final in finals if final.info.get("why_served") in WHYS_AT_RANDOM]
 
 
-def approved_pairs(workspace: Workspace) -> list[ApprovedPairs]:
+def approved_pairs(workspace: Workspace, rescored: Mapping[int, np.ndarray] | None = None) -> list[ApprovedPairs]:
     """Score and true Dice of the labels of the audit share, for each structure of the protocol.
-
     Those that the promotion gate holds out are among them, since nothing is trained here.
+
+    Args:
+        workspace: With a protocol.
+        rescored: Label version to its (K,) scores, in place of those in the ledger.
     """
     store, indices = workspace.store, workspace.require_protocol().indices
     told, is_corrected = [], []
@@ -46,8 +50,7 @@ def approved_pairs(workspace: Workspace) -> list[ApprovedPairs]:
             continue
         masks = store.read_label(before), store.read_label(final)
         is_corrected.append(before.tag == TAG_CORRECTED)
-        told.append(
-            [(quality[i].score if i in quality else None, agreement(*(m == i for m in masks))) for i in indices]
-        )
+        scores = (rescored or {}).get(before.id, [quality[i].score if i in quality else None for i in indices])
+        told.append([(score, agreement(*(m == i for m in masks))) for score, i in zip(scores, indices, strict=True)])
     pairs = np.array(told, dtype=np.float64).reshape(-1, len(indices), 2)
     return [ApprovedPairs(pairs[:, k, 0], pairs[:, k, 1], np.array(is_corrected, bool)) for k in range(len(indices))]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from samcorrect.lib.core.calibration import ExpectedDice
+from samcorrect.lib.core.fusion import worst_structure
 from samcorrect.lib.core.metrics import rounded
 from samcorrect.lib.core.quality import FEATURES
 from samcorrect.lib.errors import LabelError
@@ -22,7 +23,6 @@ from samcorrect.lib.loop.scoring import (
     measure_labels,
     score_cohort,
     with_typicality,
-    worst_structure,
     write_quality,
     write_scores,
 )
@@ -31,16 +31,18 @@ from samcorrect.lib.store.schema import TAG_FINAL, LabelVersionRow, QualityRow
 
 logger = logging.getLogger(__name__)
 
-# Beyond this share of new labels the peers have learnt too little of what they judge.
+# Beyond this share of new labels the peers have learnt too little of what they judge; ten submits are no such change
+# unless they are more than a quarter of a small store.
 MAX_CHANGED_SHARE = 0.1
+MAX_CHANGED, MAX_CHANGED_SHARE_OF_FEW = 10, 0.25
 Qualities = dict[int, dict[int, QualityRow]]
 
 
 def score_store(workspace: Workspace, *, full: bool = False, progress: Progress = no_progress) -> dict[str, Any]:
     """Score the best label of every image and write the scores to the ledger.
 
-    Where at most MAX_CHANGED_SHARE of the labels (10%) are new since peers were taught, only what is new since the last
-    scoring is scored, by those peers; beyond it peers are taught anew, and every label is scored.
+    Where at most a tenth of the labels are new since peers were taught, or ten that are at most a quarter, only what is
+    new since the last scoring is scored, by those peers; beyond it peers are taught anew, and every label is scored.
 
     Args:
         workspace: With a protocol.
@@ -83,7 +85,8 @@ def _score_changed(
     known = workspace.store.ledger.scored_labels() & set(context.label_ids.tolist())
     changed = {image_id: label for image_id, label in labels.items() if label.id not in known}
     n_untaught = sum(label.id not in context.taught_ids for label in labels.values())
-    if not labels or max(n_untaught, len(changed)) > MAX_CHANGED_SHARE * len(labels):
+    most = max(MAX_CHANGED_SHARE * len(labels), min(MAX_CHANGED, MAX_CHANGED_SHARE_OF_FEW * len(labels)))
+    if not labels or max(n_untaught, len(changed)) > most:
         return None
     cohort = _read_changed(workspace, changed, progress) if changed else None
     doubtful = context.doubtful
@@ -173,7 +176,7 @@ def _refresh_expected(
             if index in rows and rows[index].n_approved != scores.expected[k].n_approved[number]:
                 changes.append({"id": rows[index].id, **_expected_columns(scores.expected[k], number)})
     if changes:
-        workspace.store.ledger.update_expected_dice(changes)
+        workspace.store.ledger.update_quality(changes)
 
 
 def _expected_columns(expected: ExpectedDice, number: int) -> dict[str, Any]:

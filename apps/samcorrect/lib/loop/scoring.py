@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from samcorrect.lib.core.calibration import ExpectedDice, each_of_its_kind, expect_dice
-from samcorrect.lib.core.fusion import fuse_features
+from samcorrect.lib.core.fusion import fuse_features, worst_structure
 from samcorrect.lib.core.losses import cross_entropy_map
 from samcorrect.lib.core.metrics import rounded
 from samcorrect.lib.core.pseudo_label import mask_shapes
@@ -25,15 +25,16 @@ from samcorrect.lib.core.quality import (
     outline_ratio,
     peer_surface_dice,
     prompt_dice,
-    structure_doubts,
     surface_tolerance_px,
 )
+from samcorrect.lib.core.reasons import MAX_REASONS, doubt_structure, explain
 from samcorrect.lib.core.reweighting import huang_weights, posterior_good
 from samcorrect.lib.loop.approvals import approved_pairs
+from samcorrect.lib.loop.audited import AuditedScores, audited_cohort, write_audited
 from samcorrect.lib.loop.cohort import Cohort
 from samcorrect.lib.loop.frame_candidates import CohortCandidates, FrameCandidates, read_candidates
 from samcorrect.lib.loop.peer_context import PeerContext, drop_context, write_context
-from samcorrect.lib.loop.peers import Peers, learn_peers
+from samcorrect.lib.loop.peers import Peers, compare_with_peers, learn_peers
 from samcorrect.lib.loop.students import Trained, predict_cohort, train_on
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
 from samcorrect.lib.store.schema import TAG_CORRECTED, LabelVersionRow, QualityRow
@@ -42,40 +43,11 @@ STAGE_SCORE = "scoring labels"
 # Below this two folds of students learn nothing; the score then rests on the prompts alone and says so.
 MIN_IMAGES_FOR_PEERS = 8
 HUANG_DROPOUT = 0.2
-MAX_REASONS = 3
 # Measures of a form: log area, both coordinates of the centre, log outline ratio, log ratio of the area to the peer's
 # and to that of SAM's mask when it is asked with the peer's box.
 # What each feature among all labels rests on; a bias that students have in size cancels out.
 COHORT_PARTS = {"cohort_area": [0], "cohort_position": [1, 2], "cohort_shape": [3], "peer_area": [4], "asked_area": [5]}
 N_FORMS = 6
-# A feature this far below the cohort's median (in its own units) is worth telling a person, the more of the cohort's
-# spreads it lies below, the sooner. Where labels are alike the spread counts as at least this.
-REASON_GAP, MIN_SPREAD = 0.08, 0.02
-REASONS = {
-    "peer_surface_dice": "its outline differs from what students trained on other images predict",
-    "peer_dice": "its area overlaps little with what students trained on other images predict",
-    "peer_area": "it is larger or smaller than what students trained on other images predict",
-    "band_softmin": "students trained on other images are sure of another outline at some places",
-    "choice_dice": "its area overlaps little with the prompt's mask that those students prefer",
-    "choice_surface_dice": "its outline differs from the prompt's mask that those students prefer",
-    "asked_dice": "its area overlaps little with SAM's mask in the box that those students see",
-    "asked_area": "it is larger or smaller than SAM's mask in the box that those students see",
-    "prompt_agreement": "small changes of the prompt give very different masks",
-    "stability": "SAM's mask depends on its threshold",
-    "predicted_iou": "SAM itself is not sure of this mask",
-    "prompt_dice": "the prompts that SAM is most sure of give other masks",
-    "cohort_area": "its area is unusual for this structure",
-    "cohort_position": "it lies elsewhere than this structure usually does",
-    "cohort_shape": "its outline is more ragged, longer or smoother than this structure's usually is",
-    "edge_contrast": "its outline does not lie on edges of the image",
-    "neighbour_dice": "its slices do not continue each other",
-}
-
-DOUBTS = {
-    "present_peer_dice": "students trained on other images predict something else",
-    "prompt_agreement": "SAM's mask depends on the prompt",
-    "edge_contrast": "the outlines lie on no edges of the image",
-}
 
 
 @dataclass(frozen=True)
@@ -94,6 +66,8 @@ class Scores:
         doubts: Of each structure, why its labels are doubtful as a whole, in words; "" where they are not.
         peers: The peers that judged, or None.
         forms: (n, K, N_FORMS) the measures of each label's form, or None.
+        audited: What the machine's labels of the audit share score now that people have replaced them; None where there
+            are none, or no scores that approvals calibrate.
     """
 
     structure_scores: np.ndarray
@@ -107,6 +81,7 @@ class Scores:
     doubts: tuple[str, ...] = ()
     peers: Peers | None = None
     forms: np.ndarray | None = None
+    audited: AuditedScores | None = None
 
     def doubtful(self, names: Sequence[str]) -> tuple[str, ...]:
         """The names of the structures whose labels are contradicted as a whole, among all `names`."""
@@ -122,13 +97,38 @@ def score_cohort(workspace: Workspace, cohort: Cohort, *, seed: int, progress: P
     if len(cohort) >= MIN_IMAGES_FOR_PEERS:
         peers = learn_peers(workspace, cohort, candidates, seed=seed, progress=progress)
     columns, forms = measure_labels(cohort, candidates, peers, progress=progress)
-    features = with_typicality(columns, forms)
-    fused = fuse_structures(features, peers)
-    expected = expect_structures(workspace, fused, features, cohort.labels, peers)
+    fused, features, audited = _fuse_with_audited(workspace, cohort, peers, columns, forms)
+    expected = expect_structures(workspace, fused, features, cohort.labels, peers, audited)
     scores = finish_scores(cohort.config.names, cohort.is_approved, fused, expected, features)
+    scores = replace(scores, forms=forms, audited=audited)
     if peers is None:
-        return replace(scores, forms=forms)
-    return replace(scores, forms=forms, peers=peers, peer_probs=peers.probs, chosen=peers.chosen)
+        return scores
+    return replace(scores, peers=peers, peer_probs=peers.probs, chosen=peers.chosen)
+
+
+def _fuse_with_audited(
+    workspace: Workspace, cohort: Cohort, peers: Peers | None, columns: dict[str, np.ndarray], forms: np.ndarray
+) -> tuple[np.ndarray, list[dict[str, np.ndarray]], AuditedScores | None]:
+    """Scores and features of the labels of a cohort, and of those that people saw of the audit share.
+
+    These are fused with the others: a score says how a label compares with others by the students of today, and only
+    the scores of one scoring can be compared.
+    """
+    audited = audited_cohort(workspace, cohort)
+    if audited is not None:
+        candidates, of_peers = read_candidates(workspace, audited), peers
+        if peers is not None:
+            of_peers = replace(peers, nearest=compare_with_peers(audited, candidates, peers.probs).nearest)
+        more, more_forms = measure_labels(audited, candidates, of_peers)
+        columns = {name: np.concatenate([of, more[name]]) for name, of in columns.items()}
+        forms = np.concatenate([forms, more_forms])
+    features, n = with_typicality(columns, forms), len(cohort)
+    fused = fuse_structures(features, peers)
+    of_cohort = [{name: values[:n] for name, values in of.items()} for of in features]
+    if audited is None:
+        return fused, of_cohort, None
+    of_audited = [{name: values[n:] for name, values in of.items()} for of in features]
+    return fused[:n], of_cohort, AuditedScores(audited.labels, fused[n:], of_audited)
 
 
 def fuse_structures(features: list[dict[str, np.ndarray]], judges: Peers | PeerContext | None) -> np.ndarray:
@@ -156,16 +156,18 @@ def expect_structures(
     features: list[dict[str, np.ndarray]],
     labels: Sequence[LabelVersionRow],
     judges: Peers | PeerContext | None,
+    audited: AuditedScores | None = None,
 ) -> list[ExpectedDice]:
     """Of each structure, what (n, K) scores and the approvals until now say of the Dice of the n labels.
 
     Before there are approvals it is the Dice with who is believed, students or SAM's prompts.
     A label that was corrected is calibrated by approvals of corrected labels alone, and one that was not by the others:
     students made the first agree with students, so that one score does not mean the same of both.
+    Labels that people replaced count with the score in `audited`, the others with that in the ledger.
     """
     is_corrected = np.array([label.tag == TAG_CORRECTED for label in labels])
     told = []
-    for k, approved in enumerate(approved_pairs(workspace)):
+    for k, approved in enumerate(approved_pairs(workspace, audited and audited.of_labels())):
         reference_dice = features[k][_believed(judges, k)[1]]
         kinds = [
             expect_dice(values[:, k], reference_dice, approved.scores[of_kind], approved.dice[of_kind])
@@ -258,6 +260,8 @@ def write_scores(workspace: Workspace, cohort: Cohort, scores: Scores) -> None:
     """Enter the scores of a cohort's labels in the ledger, and keep its peers for the labels that change later."""
     drop_context(workspace)
     write_quality(workspace, cohort.labels, scores, np.arange(len(cohort)))
+    if scores.audited is not None:
+        write_audited(workspace, scores.audited)
     if scores.peers is not None:
         label_ids = np.array([label.id for label in cohort.labels])
         doubtful = scores.doubtful(cohort.config.names)
@@ -281,31 +285,6 @@ def write_quality(workspace: Workspace, labels: Sequence[LabelVersionRow], score
         worst = worst_structure(scores.structure_scores[number])
         whole = _quality_row(label.id, 0, scores, number, worst, reasons[:MAX_REASONS], now)
         workspace.store.ledger.set_quality(label.id, [whole, *rows])
-
-
-def worst_structure(values: np.ndarray) -> int:
-    """Which of (K,) scores is the lowest: what the whole label counts as; the first where none is defined."""
-    return int(np.nanargmin(values)) if np.isfinite(values).any() else 0
-
-
-def explain(features: dict[str, float], usual: dict[str, tuple[float, float]], *, structure: str) -> list[str]:
-    """Why a structure's score is low, in words, the strongest reason first; empty where nothing stands out.
-
-    Args:
-        features: Name to its value.
-        usual: Name to median and spread over the cohort, nan where nothing is defined.
-        structure: Its name.
-    """
-    strength = {
-        name: (median - features[name]) / max(spread, MIN_SPREAD)
-        for name, (median, spread) in usual.items()
-        if median - features.get(name, np.nan) > REASON_GAP
-    }
-    order = sorted((name for name in strength if name in REASONS), key=lambda name: -strength[name])
-    return [
-        f"{structure}: {REASONS[name]} ({features[name]:.2f}, usual {usual[name][0]:.2f})"
-        for name in order[:MAX_REASONS]
-    ]
 
 
 def _score_by_loss(workspace: Workspace, cohort: Cohort, *, seed: int, progress: Progress) -> Scores:
@@ -348,14 +327,8 @@ def finish_scores(
     posterior[is_approved] = 1.0
     with np.errstate(all="ignore"):
         scores = np.where(np.isnan(fused).all(1), np.nan, np.nanmin(np.where(np.isnan(fused), np.inf, fused), axis=1))
-    doubts = tuple(_doubt(name, of) for name, of in zip(names, features, strict=True))
+    doubts = tuple(doubt_structure(name, of) for name, of in zip(names, features, strict=True))
     return Scores(fused, scores, posterior, expected, features, None, doubts=doubts)
-
-
-def _doubt(name: str, features: dict[str, np.ndarray]) -> str:
-    against = structure_doubts(features)
-    told = [f"{DOUBTS[feature]} ({np.nanmedian(features[feature]):.2f} in the median)" for feature in against]
-    return f"{name}, all labels: {' and '.join(told)}" if told else ""
 
 
 def _quality_row(

@@ -189,11 +189,11 @@ class LabelRecords(Records):
         with self.session() as session:
             return set(session.scalars(query))
 
-    def update_expected_dice(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Set the expected Dice of quality rows to what more approvals say: no new score, so nothing to audit.
+    def update_quality(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Set columns of quality rows, where the place of no image in the queue changes by it: nothing to audit.
 
         Args:
-            rows: Of each `id`, `expected_dice`, `expected_dice_low`, `expected_dice_high` and `n_approved`.
+            rows: Of each `id` and the columns to set, the same of all.
         """
         with self.session(writes=True) as session:
             session.execute(update(QualityRow), list(rows))
