@@ -17,6 +17,7 @@ from samcorrect.lib.loop.students import MODELS_NAME
 from samcorrect.lib.loop.workspace import Workspace, open_workspace
 from samcorrect.lib.protocol import load_protocol
 from samcorrect.lib.settings import load_settings
+from samcorrect.lib.store.files import write_bytes_atomically
 from samcorrect.lib.store.labels import LabelStore
 from samcorrect.lib.store.schema import TAG_ORIGINAL, LabelVersionRow
 from samcorrect.lib.store.studies import LocalStudies
@@ -130,9 +131,8 @@ def tell(stage: str, done: int, total: int) -> None:
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Write a document, with the folder it lies in."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
+    """Write a document, with the folder it lies in, in one step: a run that is killed keeps its earlier seeds."""
+    write_bytes_atomically(path, json.dumps(document, indent=1, allow_nan=False).encode())
 
 
 def case_means(by_seed: list[dict[str, float | None]]) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from samcorrect.lib.core.metrics import dice
+from samcorrect.lib.errors import StoreError
 from samcorrect.lib.loop.candidates import find_candidates
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
 from samcorrect.lib.loop.evaluation import GroundTruth
@@ -65,6 +66,22 @@ def test_cases_are_averaged_over_the_seeds_that_have_them(module):
     means = module("common").case_means([{"a": 0.5, "b": None, "c": None}, {"a": 0.7, "b": 0.9, "c": None}])
     assert means[:2] == pytest.approx([0.6, 0.9])
     assert np.isnan(means[2])
+
+
+def test_a_document_that_cannot_be_written_leaves_the_one_before(module, tmp_path, monkeypatch):
+    write_json, path = module("common").write_json, tmp_path / "new" / "told.json"
+    write_json(path, {"seeds": 1})
+
+    def write_half(temporary: Path, content: str | bytes, **_how: object) -> None:
+        with temporary.open("wb") as handle:
+            handle.write((content if isinstance(content, bytes) else content.encode())[:5])
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", write_half)
+    monkeypatch.setattr(Path, "write_text", write_half)
+    with pytest.raises(StoreError, match="No space left"):
+        write_json(path, {"seeds": 2})
+    assert json.loads(path.read_bytes()) == {"seeds": 1}
 
 
 def test_the_fewest_approvals_that_reach_as_much_by_hand(module):
