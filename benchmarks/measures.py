@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from redraws import aurocs, interval, ranks_of, redraw_cases, spearmans
 from sklearn.metrics import average_precision_score
 
 from samcorrect.lib.core.calibration import COVERAGE, expect_dice
@@ -13,14 +14,20 @@ from samcorrect.lib.core.metrics import auroc_below, rank_correlation, rounded
 DICE_THRESHOLDS = (0.8, 0.9)
 # Where fewer or more labels are bad, AUROC rests on a handful of them.
 BAD_SHARE_RANGE = (0.1, 0.9)
-N_BOOTSTRAP = 1000
+COVERAGES = (0.05, *(tenth / 10 for tenth in range(1, 11)))
 N_TERCILES = 3
 # Calibration: approved labels, and how often they are drawn anew.
 N_APPROVED, N_REDRAWS = 20, 200
 
 
 def measure_scores(
-    scores: np.ndarray, dice: np.ndarray, *, cases: Sequence[str], sizes: np.ndarray, rng: np.random.Generator
+    scores: np.ndarray,
+    dice: np.ndarray,
+    *,
+    cases: Sequence[str],
+    sizes: np.ndarray,
+    rng: np.random.Generator,
+    fused: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Rank correlation, AUROC and what else one row of the table says.
 
@@ -30,31 +37,43 @@ def measure_scores(
         cases: The patient of each label, for the bootstrap.
         sizes: (N,) size of the true structure.
         rng: Of bootstrap and calibration.
+        fused: (N,) scores to compare these with; None of the row "fused" itself.
 
     Returns:
-        `spearman` with `spearman_ci95`, `auroc` and `auprc` by threshold ("median" is the set's own), `n_below`, `n`,
-        `risk_coverage_area` (mean over coverages of the mean 1 - Dice of the labels kept, best scores first),
-        `spearman_by_size` (small to large) and what `measure_calibration` says.
+        `spearman` with `spearman_ci95`, `auroc` with `auroc_ci95` and `auprc` by threshold ("median" is the set's own,
+        in redraws too), `n_below`, `n`, `risk_coverage` (the mean 1 - Dice of the labels kept, best scores first, by
+        the share of COVERAGES that is kept) and `risk_coverage_area` (its mean over all numbers of labels kept),
+        `spearman_by_size` (small to large), what `measure_calibration` says, and with `fused` `fused_minus_ci95`, the
+        interval of its Spearman less this one's over the labels that both rank. Intervals are of 95%.
     """
     both = np.isfinite(scores) & np.isfinite(dice)
     s, d = scores[both], dice[both]
     thresholds = {"median": float(np.median(d)) if len(d) else np.nan} | {str(t): t for t in DICE_THRESHOLDS}
     n_below = {name: int((d < threshold).sum()) for name, threshold in thresholds.items()}
     is_measured = {name: _is_measured(n, len(d)) for name, n in n_below.items()}
+    counts = redraw_cases(np.asarray(cases)[both], rng)
+    ranks, risks = ranks_of(s, counts), _risks(s, d)
     return {
         "spearman": rounded(rank_correlation(s, d)),
-        "spearman_ci95": _bootstrap_spearman(s, d, np.asarray(cases)[both], rng),
+        "spearman_ci95": interval(spearmans(ranks, ranks_of(d, counts), counts)),
         "auroc": {n: rounded(auroc_below(s, d, t)) if is_measured[n] else None for n, t in thresholds.items()},
+        "auroc_ci95": {
+            n: interval(aurocs(ranks, d < t, counts)) if is_measured[n] else [None, None] for n, t in thresholds.items()
+        },
         "auprc": {
             n: rounded(average_precision_score(d < t, -s)) if is_measured[n] else None for n, t in thresholds.items()
         },
         "n_below": n_below,
         "n": len(d),
-        "risk_coverage_area": rounded(_risk_coverage_area(s, d)),
+        "risk_coverage": {
+            f"{share:g}": rounded(risks[max(1, round(share * len(d))) - 1]) if len(d) else None for share in COVERAGES
+        },
+        "risk_coverage_area": rounded(risks.mean()) if len(d) else None,
         "spearman_by_size": [
             rounded(rank_correlation(s[part], d[part])) for part in np.array_split(np.argsort(sizes[both]), N_TERCILES)
         ],
         **measure_calibration(s, d, rng),
+        **({} if fused is None else {"fused_minus_ci95": _gain_of(fused, scores, dice, np.asarray(cases), rng)}),
     }
 
 
@@ -96,18 +115,18 @@ def _is_measured(n_below: int, n: int) -> bool:
     return n > 0 and BAD_SHARE_RANGE[0] <= n_below / n <= BAD_SHARE_RANGE[1]
 
 
-def _bootstrap_spearman(s: np.ndarray, d: np.ndarray, cases: np.ndarray, rng: np.random.Generator) -> list[Any]:
-    """The 95% interval over redraws of patients."""
-    names, owner = np.unique(cases, return_inverse=True)
-    of_case = [np.flatnonzero(owner == number) for number in range(len(names))]
-    values = []
-    for _ in range(N_BOOTSTRAP if len(names) > 1 else 0):
-        drawn = np.concatenate([of_case[number] for number in rng.integers(0, len(names), len(names))])
-        values.append(rank_correlation(s[drawn], d[drawn]))
-    defined = [v for v in values if np.isfinite(v)]
-    return [rounded(v) for v in np.percentile(defined, [2.5, 97.5])] if defined else [None, None]
+def _gain_of(
+    fused: np.ndarray, scores: np.ndarray, dice: np.ndarray, cases: np.ndarray, rng: np.random.Generator
+) -> list[float | None]:
+    """The interval of Spearman of the fusion less that of other scores, both of the same redraws of the labels (N,)
+    that both rank.
+    """
+    all_three = np.isfinite(fused) & np.isfinite(scores) & np.isfinite(dice)
+    counts = redraw_cases(cases[all_three], rng)
+    of_fused, of_scores, truth = (ranks_of(values[all_three], counts) for values in (fused, scores, dice))
+    return interval(spearmans(of_fused, truth, counts) - spearmans(of_scores, truth, counts))
 
 
-def _risk_coverage_area(s: np.ndarray, d: np.ndarray) -> float:
-    risks = np.cumsum(1 - d[np.argsort(-s, kind="stable")]) / np.arange(1, len(d) + 1)
-    return float(risks.mean()) if len(d) else float("nan")
+def _risks(s: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """(n,) mean 1 - Dice of the best label by its score, of the best two, and so on."""
+    return np.cumsum(1 - d[np.argsort(-s, kind="stable")]) / np.arange(1, len(d) + 1)

@@ -68,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     measured: dict[str, Any] = {}
     choosing: dict[str, Any] = {}
     truth = open_truth(parsed)
+    if get_label_quality_scores is None:
+        print("no row of cleanlab: it is not installed (pip install cleanlab)", file=sys.stderr)
     for noise in parsed.noise.split(","):
         for seed in parsed.seeds:
             started = time.monotonic()
@@ -211,10 +213,15 @@ def _enter(
         [[cohort.mask(number, k + 1).sum() for k in range(cohort.n_structures)] for number in range(len(cohort))]
     )
     for column, structure in enumerate([*cohort.config.names, UNION]):
-        for row, values in rows.items():
-            one = _of_union(values, areas) if structure == UNION else values[:, column]
+        scores = {row: _of_union(v, areas) if structure == UNION else v[:, column] for row, v in rows.items()}
+        for row, values in scores.items():
             told = measure_scores(
-                one, true_dice[:, column], cases=cases, sizes=sizes[:, column], rng=np.random.default_rng(seed)
+                values,
+                true_dice[:, column],
+                cases=cases,
+                sizes=sizes[:, column],
+                rng=np.random.default_rng(seed),
+                fused=None if row == "fused" else scores["fused"],
             )
             measured.setdefault(structure, {}).setdefault(noise, {}).setdefault(row, {})[str(seed)] = told
 

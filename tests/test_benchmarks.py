@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from samcorrect.lib.core.metrics import auroc_below, rank_correlation
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
 from samcorrect.lib.loop.evaluation import GroundTruth
 from samcorrect.lib.loop.pseudo_label import pseudo_label_store
@@ -30,10 +31,14 @@ def module(monkeypatch):
 def measure(module):
     measures = module("measures")
 
-    def of(scores, dice):
-        cases = [f"case{n}" for n in range(len(scores))]
+    def of(scores, dice, *, fused=None, cases=None):
         return measures.measure_scores(
-            np.array(scores), np.array(dice), cases=cases, sizes=np.arange(len(scores)), rng=np.random.default_rng(0)
+            np.array(scores),
+            np.array(dice),
+            cases=cases or [f"case{n}" for n in range(len(scores))],
+            sizes=np.arange(len(scores)),
+            rng=np.random.default_rng(0),
+            fused=fused,
         )
 
     return of
@@ -52,6 +57,11 @@ def test_measures_by_hand(measure):
     # Kept from the best score down: 0.05, then with 0.3, 0.15 and 0.5 more.
     risks = [0.05, 0.35 / 2, 0.5 / 3, 1.0 / 4]
     assert told["risk_coverage_area"] == pytest.approx(np.mean(risks), abs=1e-6)
+    assert [*told["risk_coverage"]] == ["0.05", *(f"0.{tenth}" for tenth in range(1, 10)), "1"]
+    kept = {"0.05": 0, "0.3": 0, "0.5": 1, "0.8": 2, "1": 3}
+    assert {share: told["risk_coverage"][share] for share in kept} == {
+        share: pytest.approx(risks[n], abs=1e-6) for share, n in kept.items()
+    }
     assert told["coverage"] is told["width"] is told["mae"] is None
 
 
@@ -76,6 +86,55 @@ def test_auroc_is_not_given_where_nearly_none_or_nearly_all_are_bad(measure):
     assert told["auroc"]["0.8"] is told["auroc"]["0.9"] is None
     assert told["n_below"]["0.8"] == 1
     assert told["n_below"]["0.9"] == 20
+    assert told["auroc_ci95"]["0.8"] == told["auroc_ci95"]["0.9"] == [None, None]
+
+
+def test_redraws_measure_what_a_redraw_written_out_does(module, rng):
+    redraws = module("redraws")
+    cases = rng.integers(0, 9, 30).astype(str)
+    # Ties in both.
+    scores, dice = rng.random((2, 30)).round(1)
+    is_bad = dice < 0.2
+
+    counts = redraws.redraw_cases(cases, rng)
+    ranks = redraws.ranks_of(scores, counts)
+    rho = redraws.spearmans(ranks, redraws.ranks_of(dice, counts), counts)
+    auroc = redraws.aurocs(ranks, is_bad, counts)
+
+    for number in range(50):
+        drawn = np.repeat(np.arange(30), counts[number])
+        # A patient comes with all of its labels.
+        assert all(len(set(counts[number][cases == case])) == 1 for case in cases)
+        assert rho[number] == pytest.approx(rank_correlation(scores[drawn], dice[drawn]), nan_ok=True)
+        assert auroc[number] == pytest.approx(auroc_below(scores[drawn], dice[drawn], 0.2), nan_ok=True)
+    assert redraws.redraw_cases(["one"] * 4, rng).shape == (0, 4)
+    few = np.where(np.arange(1000) < 850, np.linspace(0, 1, 1000), NAN)
+    assert redraws.interval(few) == [None, None]
+    assert redraws.interval(np.where(np.arange(1000) < 950, 0.5, NAN)) == [0.5, 0.5]
+
+
+def test_intervals_of_auroc_hold_it_and_are_left_out_where_redraws_lack_bad_labels(measure, rng):
+    dice = rng.uniform(0.6, 1, 60)
+    told = measure(dice + rng.normal(0, 0.1, 60), dice)
+    for name, (low, high) in told["auroc_ci95"].items():
+        assert 0 < low < told["auroc"][name] < high <= 1
+    # Two bad labels of eight are of one patient of four, whom a third of the redraws do not hold.
+    rare = measure([0.1, 0.2, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4], [0.5, 0.5] + [0.85] * 6, cases=[*"aabbccdd"])
+    assert rare["auroc"]["0.8"] == 1
+    assert rare["auroc_ci95"]["0.8"] == [None, None]
+
+
+def test_the_fusion_is_compared_with_a_row_in_the_same_redraws(measure, rng):
+    dice = rng.uniform(0.6, 1, 80)
+    noisy = dice + rng.normal(0, 0.2, 80)
+    low, high = measure(noisy, dice, fused=dice)["fused_minus_ci95"]
+    assert 0 < low < 1 - measure(noisy, dice)["spearman"] < high
+    # No noise of sampling is left where both rank alike.
+    assert measure(noisy, dice, fused=2 * noisy)["fused_minus_ci95"] == [0, 0]
+    # Nor where they do so on the labels that both rank.
+    half = np.where(np.arange(80) < 40, noisy, NAN)
+    assert measure(half, dice, fused=noisy)["fused_minus_ci95"] == [0, 0]
+    assert "fused_minus_ci95" not in measure(noisy, dice)
 
 
 def test_scores_that_do_not_rank_are_null(measure):
@@ -83,6 +142,7 @@ def test_scores_that_do_not_rank_are_null(measure):
 
     assert told["spearman"] is None
     assert told["spearman_ci95"] == [None, None]
+    assert set(told["risk_coverage"].values()) == {None}
     assert told["n"] == 0
 
 
@@ -171,14 +231,16 @@ def test_copies_of_an_image_differ_in_one_pixel_each(module, make_studies, tmp_p
 
 
 @pytest.mark.slow
-def test_the_benchmark_runs_on_the_phantoms(module, phantoms, tmp_path, monkeypatch):
+def test_the_benchmark_runs_on_the_phantoms(module, phantoms, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SAMCORRECT_STUDENT_STEPS", "3")
     monkeypatch.setenv("SAMCORRECT_STUDENT_SIDE_PX", "32")
     arguments = ["--images", str(phantoms.images), "--labels", str(phantoms.labels)]
     arguments += ["--protocol", str(phantoms.images / "protocol.yaml"), "--json", str(tmp_path / "out.json")]
 
+    monkeypatch.setattr(module("quality"), "get_label_quality_scores", None)
     assert module("quality").main([*arguments, "--seeds", "0", "--noise", "morph50", "--dataset", "phantoms"]) == 0
 
+    assert capsys.readouterr().err.count("pip install cleanlab") == 1
     structures = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["phantoms"]
     assert "_union" in structures
     losses = {"paper_loss_released", "paper_loss_repaired"}
@@ -187,3 +249,5 @@ def test_the_benchmark_runs_on_the_phantoms(module, phantoms, tmp_path, monkeypa
         assert {"fused", "peer_dice", "random", *losses, "students_of_truth"} <= set(rows)
         assert set(rows["fused"]["0"]) >= {"spearman", "auroc", "n", "n_below", "coverage", "width", "mae"}
         assert rows["fused"]["0"]["n"] == 10
+        assert "cleanlab" not in rows
+        assert {row for row in rows if "fused_minus_ci95" not in rows[row]["0"]} == {"fused"}
