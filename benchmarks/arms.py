@@ -40,6 +40,7 @@ from noise import write_shifted_protocol
 from samcorrect.lib.core.metrics import bootstrap_mean, rounded
 from samcorrect.lib.loop.arms import (
     by_case,
+    how_training_went,
     last_student,
     sam_predictor,
     student_predictor,
@@ -88,9 +89,8 @@ class SeedRun:
         started = time.monotonic()
         workspace = self.open(state or name, protocol=protocol, **changes)
         result = run_loop(workspace, progress=tell)
-        student = result.rounds[-1]["student"]
         told = {"n_rounds": len(result.rounds), "stop_reason": result.stop_reason}
-        told |= {"n_restarts": student["n_restarts"]} if "n_restarts" in student else {}
+        told |= how_training_went(result.rounds[-1]["student"])
         self.score(name, student_predictor(last_student(workspace, result)), started, told)
         return result
 
@@ -101,7 +101,8 @@ class SeedRun:
             cohort = original_cohort(workspace)
         else:
             cohort = true_cohort(workspace, original_labels(workspace), truth)
-        self.score(name, student_predictor(train_baseline(workspace, cohort, progress=tell)), started, {})
+        trained = train_baseline(workspace, cohort, progress=tell)
+        self.score(name, student_predictor(trained.student), started, how_training_went(vars(trained.curve)))
 
     def labelled(self, state: str, *, protocol: Path | None = None, **changes: Any) -> Workspace:
         """A workspace with pseudo-labels and nothing else."""
@@ -238,6 +239,7 @@ def _with_noise(run: SeedRun, share: float, box: Workspace) -> dict[str, Any]:
     return {
         **{name: rounded(np.nanmean(noisy.scores[name].case_dice)) for name in NOISE_ARMS},
         "case_dice": {name: by_case(run.cases, noisy.scores[name]) for name in NOISE_ARMS},
+        "students": {name: how_training_went(noisy.told[name]) for name in NOISE_ARMS},
     }
 
 
@@ -280,7 +282,7 @@ def _arm_over_seeds(told: list[dict[str, Any]], means: np.ndarray) -> dict[str, 
         "structures": structures,
         "is_prompted": told[0]["is_prompted"],
         "prompted": told[0]["prompted"],
-        **({"chosen": [of["chosen"] for of in told]} if "chosen" in told[0] else {}),
+        **{key: [of.get(key) for of in told] for key in ("chosen", "n_restarts", "fault") if key in told[0]},
         "wall_s": _mean([of["wall_s"] for of in told]),
     }
 

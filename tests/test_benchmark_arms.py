@@ -6,6 +6,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -14,15 +15,18 @@ import pytest
 
 from samcorrect.lib.core.metrics import dice
 from samcorrect.lib.errors import StoreError
+from samcorrect.lib.loop import students
 from samcorrect.lib.loop.candidates import find_candidates
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
 from samcorrect.lib.loop.evaluation import GroundTruth
 from samcorrect.lib.loop.workspace import open_workspace
+from samcorrect.lib.networks.training import Training, train_network
 from samcorrect.lib.protocol import load_protocol
 from samcorrect.lib.settings import MODULES, Settings
 from samcorrect.lib.store.volumes import LPS_TO_RAS, read_label_map
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+COLLAPSE = "after 2 steps it finds nothing"
 
 
 @pytest.fixture
@@ -211,7 +215,11 @@ def test_the_module_queue_of_the_standard_library_is_found_beside_the_benchmark_
 
 
 @pytest.mark.slow
-def test_the_arms_of_a_small_run(module, options, tmp_path):
+def test_the_arms_of_a_small_run(module, options, tmp_path, monkeypatch):
+    def collapse(*given, **more) -> Training:
+        return replace(train_network(*given, **more), n_restarts=2, fault=COLLAPSE)
+
+    monkeypatch.setattr(students, "train_network", collapse)
     assert module("arms").main([*options, "--box-noise", "0"]) == 0
     told = json.loads((tmp_path / "told.json").read_text(encoding="utf-8"))
     run = told["seeds"]["0"]
@@ -224,6 +232,11 @@ def test_the_arms_of_a_small_run(module, options, tmp_path):
         assert table["arms"]["sam_only"]["is_prompted"]
         # The same rough box for every image knows nothing of the truth.
         assert not any(arm["prompted"] for arm in table["arms"].values())
+    trained = [arm for table in ("arms", "ablation") for name, arm in run[table].items() if name != "sam_only"]
+    assert {(arm["n_restarts"], arm["fault"]) for arm in trained} == {(2, COLLAPSE)}
+    assert "fault" not in run["arms"]["sam_only"]
+    assert told["arms"]["supervised"]["fault"] == [COLLAPSE]
+    assert run["label_noise"]["0"]["students"]["sam_to_student"] == {"n_restarts": 2, "fault": COLLAPSE}
     best = run["arms"]["huang2023"]["chosen"]
     rates = ("huang2023_25", "huang2023_50", "huang2023_75")
     assert best in rates

@@ -16,6 +16,8 @@ def test_every_arm_is_evaluated_on_every_test_image(compared_run):
         assert 0 <= arm["dice_ci95"][0] <= arm["dice_mean"] <= arm["dice_ci95"][1] <= 1
         assert 0 <= arm["surface_dice_mean"] <= 1
         assert set(arm["structures"]) == {"right blob", "left blob"}
+        # Of a student also whether its training collapsed.
+        assert ("fault" in arm, "n_restarts" in arm) == ((not arm["is_prompted"],) * 2)
     assert report["evaluated_on"] == "test images"
     assert set(report["case_dice"]["supervised"]) == {"test0", "test1", "test2"}
     difference = report["comparisons"]["samcorrect - sam_to_student"]["dice_difference_mean"]

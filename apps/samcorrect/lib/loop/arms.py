@@ -24,7 +24,7 @@ from samcorrect.lib.loop.evaluation import (
 )
 from samcorrect.lib.loop.pseudo_label import pseudo_label_image
 from samcorrect.lib.loop.rounds import RunResult, run_loop
-from samcorrect.lib.loop.students import SEED_STRIDE, train_on
+from samcorrect.lib.loop.students import SEED_STRIDE, Trained, train_on
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
 from samcorrect.lib.networks.student import Student
 from samcorrect.lib.store.labels import LabelStore
@@ -79,13 +79,14 @@ def compare(
     store = LabelStore(test_studies, arms_dir / "test") if test else workspace.store
     cases = load_cases(store, test[1] if test else truth, protocol)
     baselines = _side_workspace(workspace, arms_dir / "baselines")
-    students = _train_arms(baselines, results, truth, progress)
+    trained = _train_arms(baselines, results, truth, progress)
     box_only = results["huang2023"][0].with_settings(n_candidates=1)
     scores = {"sam_only": evaluate_cases(cases, sam_predictor(box_only), protocol.indices)}
-    for name, student in students.items():
+    for name, (student, _) in trained.items():
         scores[name] = evaluate_cases(cases, student_predictor(student), protocol.indices)
+    told = {name: summarise_arm(s, protocol.names, is_prompted=name == "sam_only") for name, s in scores.items()}
     return {
-        "arms": {name: summarise_arm(s, protocol.names, is_prompted=name == "sam_only") for name, s in scores.items()},
+        "arms": {name: {**arm, **(trained[name][1] if name in trained else {})} for name, arm in told.items()},
         "comparisons": {f"{a} - {b}": compare_arms(scores[a], scores[b]) for a, b in COMPARISONS},
         "evaluated_on": "test images" if test else "the studies themselves: supervised has seen these labels",
         "label_dice": {preset: _label_dice(*results[preset], truth) for preset in PRESETS},
@@ -96,8 +97,10 @@ def compare(
 
 def _train_arms(
     baselines: Workspace, results: Mapping[str, tuple[Workspace, RunResult]], truth: GroundTruth, progress: Progress
-) -> dict[str, Student]:
-    """The student of each arm; those without rounds of their own are trained here, from the same seed."""
+) -> dict[str, tuple[Student, dict[str, Any]]]:
+    """The student of each arm and how its training went; those without rounds of their own are trained here, from the
+    same seed.
+    """
     box_workspace, box_result = results["huang2023"]
     searched_workspace, searched_result = results["samcorrect"]
     cohorts = {
@@ -105,15 +108,27 @@ def _train_arms(
         "sam_search_to_student": load_cohort(searched_workspace, searched_result.labels_first),
         "supervised": true_cohort(box_workspace, box_result.labels_first, truth),
     }
-    students = {n: train_baseline(baselines, cohort, progress=_named(progress, n)) for n, cohort in cohorts.items()}
-    students |= {preset: last_student(*results[preset]) for preset in PRESETS}
-    return {name: students[name] for name in TRAINED_ARMS}
+    arms = {}
+    for name, cohort in cohorts.items():
+        trained = train_baseline(baselines, cohort, progress=_named(progress, name))
+        arms[name] = trained.student, how_training_went(vars(trained.curve))
+    for preset in PRESETS:
+        told = results[preset][1].rounds[-1]["student"]
+        arms[preset] = last_student(*results[preset]), how_training_went(told)
+    return {name: arms[name] for name in TRAINED_ARMS}
 
 
-def train_baseline(workspace: Workspace, cohort: Cohort, *, progress: Progress = no_progress) -> Student:
+def train_baseline(workspace: Workspace, cohort: Cohort, *, progress: Progress = no_progress) -> Trained:
     """A student of all labels of a cohort as they are, from the seed that the rounds train theirs from."""
     how = {"seed": workspace.settings.seed + 10 * SEED_STRIDE, "steps": workspace.settings.student_steps}
-    return train_on(workspace, cohort, np.arange(len(cohort)), name="student", progress=progress, **how).student
+    return train_on(workspace, cohort, np.arange(len(cohort)), name="student", progress=progress, **how)
+
+
+def how_training_went(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what is told of a student, see `trainings.Curve`, what says whether its training collapsed; rounds of earlier
+    releases lack it.
+    """
+    return {key: told[key] for key in ("n_restarts", "fault") if key in told}
 
 
 def last_student(workspace: Workspace, result: RunResult) -> Student:
