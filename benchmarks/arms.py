@@ -46,6 +46,7 @@ from samcorrect.lib.loop.arms import (
     student_predictor,
     train_baseline,
     true_cohort,
+    why_left_out,
 )
 from samcorrect.lib.loop.evaluation import (
     Case,
@@ -131,10 +132,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--box-noise", type=float, nargs="+", default=[], help="shares by which boxes are moved")
     parsed = parser.parse_args(arguments)
     truth, cases, runs = open_truth(parsed), open_test(parsed), {}
+    left_out = why_left_out(cases, load_protocol(parsed.protocol)) if "sam_only" in parsed.arms else {}
+    for name, reason in left_out.items():
+        print(f"{name} is left out: {reason}", file=sys.stderr, flush=True)
+    parsed.arms = [name for name in parsed.arms if name not in left_out]
     document: dict[str, Any] = {}
     for seed in parsed.seeds:
         runs[str(seed)] = run_seed(parsed, seed, cases, truth)
-        document = {"seeds": runs, **over_seeds(list(runs.values()))}
+        document = {"seeds": runs, **over_seeds(list(runs.values())), "left_out": left_out}
         write_json(parsed.json, document)
     print_tables(document)
     return 0

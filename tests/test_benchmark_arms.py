@@ -235,6 +235,7 @@ def test_the_arms_of_a_small_run(module, options, tmp_path, monkeypatch):
     trained = [arm for table in ("arms", "ablation") for name, arm in run[table].items() if name != "sam_only"]
     assert {(arm["n_restarts"], arm["fault"]) for arm in trained} == {(2, COLLAPSE)}
     assert "fault" not in run["arms"]["sam_only"]
+    assert told["left_out"] == {}
     assert told["arms"]["supervised"]["fault"] == [COLLAPSE]
     assert run["label_noise"]["0"]["students"]["sam_to_student"] == {"n_restarts": 2, "fault": COLLAPSE}
     best = run["arms"]["huang2023"]["chosen"]
@@ -248,6 +249,26 @@ def test_the_arms_of_a_small_run(module, options, tmp_path, monkeypatch):
     assert {"label_dice_chosen", "label_dice_after", "flagged_share", "flagged_recall", "recovered"} <= set(told)
     assert {"pseudo-label", "score", "correct", "retrain", "total"} <= set(run["wall_s"])
     assert told["label_noise"]["0"]["samcorrect"] == pytest.approx(run["arms"]["samcorrect"]["dice_mean"])
+
+
+@pytest.mark.slow
+def test_sam_alone_is_left_out_where_a_test_image_has_no_box(module, options, phantoms, tmp_path, capsys):
+    names = [*(f"case{n}" for n in range(10)), "test0", "test2"]
+    rows = [f"{name}.png,{label},{x},8,{x + 40},72" for name in names for label, x in (("blob", 4), ("other", 50))]
+    (tmp_path / "boxes.csv").write_text("\n".join(["image,label,x0,y0,x1,y1", *rows]), encoding="utf-8")
+    prompt = "prompt: {source: boxes_file, path: boxes.csv}"
+    structures = f"- {{name: blob, index: 7, {prompt}}}\n- {{name: other, index: 3, {prompt}}}\n"
+    (tmp_path / "boxes.yaml").write_text(f"structures:\n{structures}", encoding="utf-8")
+    arms = ["--arms", "sam_only", "sam_to_student", "--protocol", str(tmp_path / "boxes.yaml")]
+
+    assert module("arms").main([*options, *arms]) == 0
+
+    told, said = json.loads((tmp_path / "told.json").read_text(encoding="utf-8")), capsys.readouterr()
+    assert list(told["arms"]) == list(told["seeds"]["0"]["arms"]) == ["sam_to_student"]
+    assert told["arms"]["sam_to_student"]["n"] == 3
+    assert told["left_out"]["sam_only"].startswith("SAM cannot be prompted on 1 of 3 images; the first: test1.png: ")
+    # Before anything is labelled or trained.
+    assert said.err.startswith(f"sam_only is left out: {told['left_out']['sam_only']}\n")
 
 
 @pytest.mark.slow

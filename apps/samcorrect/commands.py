@@ -114,6 +114,8 @@ def _loop(parsed: argparse.Namespace, settings: Settings) -> int:
         low, high = (shown(bound) for bound in arm["dice_ci95"])
         dice = f"Dice {shown(arm['dice_mean'])} [{low}, {high}]"
         print(f"{name:24s} {dice}  surface Dice {shown(arm['surface_dice_mean'])}  n {arm['n']}")
+    for name, reason in report.get("left_out", {}).items():
+        print(f"{name:24s} left out: {reason}")
     code = tell_set_aside([(fault["image"], fault["reason"]) for fault in report["quarantined"]])
     print(f"report: {html_path}\nserve the result: {report['serve_command'].replace('samcorrect', _program(), 1)}")
     return code

@@ -1,8 +1,15 @@
 """The comparison of arms, and that it changes nothing of the run it looks at."""
 
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+
+from samcorrect.lib.loop import arms
+from samcorrect.lib.loop.evaluation import GroundTruth
+from samcorrect.lib.loop.rounds import RunResult
+from samcorrect.lib.loop.workspace import no_progress
 
 ARMS = ("sam_only", "sam_to_student", "sam_search_to_student", "huang2023", "samcorrect", "supervised")
 
@@ -19,6 +26,7 @@ def test_every_arm_is_evaluated_on_every_test_image(compared_run):
         # Of a student also whether its training collapsed.
         assert ("fault" in arm, "n_restarts" in arm) == ((not arm["is_prompted"],) * 2)
     assert report["evaluated_on"] == "test images"
+    assert report["left_out"] == {}
     assert set(report["case_dice"]["supervised"]) == {"test0", "test1", "test2"}
     difference = report["comparisons"]["samcorrect - sam_to_student"]["dice_difference_mean"]
     means = [report["arms"][name]["dice_mean"] for name in ("samcorrect", "sam_to_student")]
@@ -46,3 +54,25 @@ def test_arms_without_test_images_say_that_they_were_evaluated_on_the_studies(
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["evaluated_on"].startswith("the studies themselves")
     assert report["arms"]["supervised"]["n"] == 10
+
+
+def test_sam_alone_is_left_out_where_a_test_image_has_no_box(phantoms, labelled, tmp_path, monkeypatch):
+    # Of the two that lack one, a box lies outside its image.
+    rows = ["test0.png,blob,4,8,40,72", "test1.png,blob,400,8,440,72"]
+    (tmp_path / "boxes.csv").write_text("\n".join(["image,label,x0,y0,x1,y1", *rows]), encoding="utf-8")
+    structure = "{name: blob, index: 7, prompt: {source: boxes_file, path: boxes.csv}}"
+    (tmp_path / "boxes.yaml").write_text(f"structures: [{structure}]", encoding="utf-8")
+    student = SimpleNamespace(predict=lambda array: np.full(array.shape, 7))
+    monkeypatch.setattr(arms, "run_loop", lambda *_given, **_more: RunResult(1))
+    monkeypatch.setattr(
+        arms, "_train_arms", lambda *_given: {name: (student, {"fault": name}) for name in arms.TRAINED_ARMS}
+    )
+    workspace = labelled(protocol=tmp_path / "boxes.yaml")
+    truth, test = GroundTruth(phantoms.labels), (phantoms.test_images, GroundTruth(phantoms.test_labels))
+
+    told = arms.compare(workspace, RunResult(1), truth, out_dir=tmp_path / "out", test=test, progress=no_progress)
+
+    reason = told["left_out"]["sam_only"]
+    assert reason.startswith("SAM cannot be prompted on 2 of 3 images; the first: test1.png: the box of 'blob' in ")
+    assert tuple(told["arms"]) == tuple(told["case_dice"]) == arms.TRAINED_ARMS
+    assert {(arm["n"], arm["fault"] == name) for name, arm in told["arms"].items()} == {(3, True)}

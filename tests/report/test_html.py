@@ -164,6 +164,12 @@ def test_empty_report_renders(tmp_path, report):
     assert not {"arms", "quality", "worst", "quarantined", "seconds"} & page.ids
 
 
+def test_an_arm_that_is_left_out_is_told_with_its_reason(tmp_path):
+    report = {**_report(), "left_out": {"sam_only": "SAM cannot be prompted on 1 of 3 images"}}
+    assert "SAM only is left out: SAM cannot be prompted on 1 of 3 images." in Page(_full(tmp_path, report=report)).text
+    assert "left out" not in Page(_full(tmp_path, report={**_report(), "left_out": {}})).text
+
+
 def test_missing_numbers_are_not_defined_and_never_nan(tmp_path):
     def hollow(value):
         if isinstance(value, dict):

@@ -3,7 +3,7 @@ seed.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from samcorrect.lib.core.metrics import rounded
+from samcorrect.lib.errors import ProtocolError
 from samcorrect.lib.loop.cohort import Cohort, load_cohort
 from samcorrect.lib.loop.evaluation import (
     Case,
@@ -27,6 +28,7 @@ from samcorrect.lib.loop.rounds import RunResult, run_loop
 from samcorrect.lib.loop.students import SEED_STRIDE, Trained, train_on
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
 from samcorrect.lib.networks.student import Student
+from samcorrect.lib.protocol import Protocol
 from samcorrect.lib.store.labels import LabelStore
 from samcorrect.lib.store.schema import LabelVersionRow
 from samcorrect.lib.store.studies import LocalStudies
@@ -65,8 +67,9 @@ def compare(
         progress: Told about every stage.
 
     Returns:
-        `arms`, `comparisons`, `evaluated_on`, `label_dice` (mean true Dice of both presets' labels), `case_dice`, and
-        `test_quarantined`, the (image id, reason) of test images that cannot be read.
+        `arms`, `comparisons`, `evaluated_on`, `label_dice` (mean true Dice of both presets' labels), `case_dice`,
+        `left_out` (see `why_left_out`), and `test_quarantined`, the (image id, reason) of test images that cannot be
+        read.
     """
     protocol, studies = workspace.require_protocol(), workspace.store.studies
     test_studies = LocalStudies(test[0]) if test else studies
@@ -81,7 +84,9 @@ def compare(
     baselines = _side_workspace(workspace, arms_dir / "baselines")
     trained = _train_arms(baselines, results, truth, progress)
     box_only = results["huang2023"][0].with_settings(n_candidates=1)
-    scores = {"sam_only": evaluate_cases(cases, sam_predictor(box_only), protocol.indices)}
+    left_out, scores = why_left_out(cases, protocol), {}
+    if not left_out:
+        scores["sam_only"] = evaluate_cases(cases, sam_predictor(box_only), protocol.indices)
     for name, (student, _) in trained.items():
         scores[name] = evaluate_cases(cases, student_predictor(student), protocol.indices)
     told = {name: summarise_arm(s, protocol.names, is_prompted=name == "sam_only") for name, s in scores.items()}
@@ -91,6 +96,7 @@ def compare(
         "evaluated_on": "test images" if test else "the studies themselves: supervised has seen these labels",
         "label_dice": {preset: _label_dice(*results[preset], truth) for preset in PRESETS},
         "case_dice": {name: by_case(cases, s) for name, s in scores.items()},
+        "left_out": left_out,
         "test_quarantined": store.ledger.quarantined() if test else [],
     }
 
@@ -177,6 +183,21 @@ def sam_predictor(workspace: Workspace) -> Callable[[Case], np.ndarray]:
         return pseudo_label_image(workspace, case.volume, case.file_name).label_map
 
     return predict
+
+
+def why_left_out(cases: Sequence[Case], protocol: Protocol) -> dict[str, str]:
+    """`sam_only` and the reason, where a boxes file lacks a box of some case; no mean over the others is given in its
+    place, since it would be of easier or harder images than that of the other arms.
+    """
+    faults = []
+    for case in cases:
+        try:
+            for structure in protocol.structures:
+                protocol.box_vox(structure, case.file_name, case.volume.array.shape)
+        except ProtocolError as error:
+            faults.append(str(error))
+    told = f"SAM cannot be prompted on {len(faults)} of {len(cases)} images; the first: "
+    return {"sam_only": told + faults[0]} if faults else {}
 
 
 def _label_dice(workspace: Workspace, result: RunResult, truth: GroundTruth) -> dict[str, float | None]:

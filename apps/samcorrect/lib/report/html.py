@@ -39,7 +39,7 @@ QUALITY_COLUMNS = {
 # Shown in sections of their own; whatever else the report holds goes to the details.
 SECTION_KEYS = {
     "arms", "comparisons", "quality", "correction", "quarantined", "seconds", "versions", "settings", "rounds",
-    "serve_command", "stop_reason",
+    "serve_command", "stop_reason", "left_out",
 }  # fmt: skip
 
 
@@ -78,6 +78,7 @@ def render_report(
         "tiles": _tiles(clean),
         "serve_command": clean.get("serve_command"),
         "arms": _arms_view(clean),
+        "left_out": {ARMS.get(name, (name,))[0]: reason for name, reason in (clean.get("left_out") or {}).items()},
         "comparisons": [_comparison_sentence(k, v) for k, v in (clean.get("comparisons") or {}).items() if v],
         "quality": _quality_view(clean),
         "correction": _correction_view(clean),
