@@ -33,7 +33,7 @@ def measure_scores(
 
     Args:
         scores: (N,) higher is better; nan is not ranked.
-        dice: (N,) true Dice; nan where there is nothing to find and nothing found.
+        dice: (N,) true Dice, 1 where there is nothing to find and nothing found; nan where there is no truth.
         cases: The patient of each label, for the bootstrap.
         sizes: (N,) size of the true structure.
         rng: Of bootstrap and calibration.

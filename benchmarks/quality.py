@@ -24,8 +24,8 @@ from measures import measure_scores
 from noise import NOISES, make_labels
 
 from samcorrect.lib.core.losses import cross_entropy_map
-from samcorrect.lib.core.metrics import bootstrap_mean, dice, rounded
-from samcorrect.lib.core.quality import FEATURES
+from samcorrect.lib.core.metrics import bootstrap_mean, rounded
+from samcorrect.lib.core.quality import FEATURES, agreement
 from samcorrect.lib.loop.arms import true_cohort
 from samcorrect.lib.loop.asked_again import ask_sam
 from samcorrect.lib.loop.candidates import find_candidates
@@ -111,7 +111,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _true_dice(workspace: Workspace, cohort: Cohort, truth: GroundTruth) -> tuple[np.ndarray, np.ndarray]:
-    """(n, K + 1) Dice and true sizes in voxels on the images' grids, the last column of all structures as one mask."""
+    """(n, K + 1) Dice and true sizes in voxels on the images' grids, the last column of all structures as one mask.
+
+    The Dice of an empty label of an empty truth is 1; nan is where an image has no truth.
+    """
     indices = cohort.config.indices
     values, sizes = (np.full((len(cohort), len(indices) + 1), np.nan) for _ in range(2))
     for number, label in enumerate(cohort.labels):
@@ -121,7 +124,7 @@ def _true_dice(workspace: Workspace, cohort: Cohort, truth: GroundTruth) -> tupl
         label_map, true_map = workspace.store.read_label(label, volume), truth.label_map(label.image_id, volume)
         for k, of in enumerate([*((index,) for index in indices), indices]):
             mask = np.isin(true_map, of)
-            values[number, k], sizes[number, k] = dice(np.isin(label_map, of), mask), mask.sum()
+            values[number, k], sizes[number, k] = agreement(np.isin(label_map, of), mask), mask.sum()
     return values, sizes
 
 
@@ -184,7 +187,7 @@ def _agreement_with_students_of_truth(
     values = np.full((len(cohort), cohort.n_structures), np.nan)
     for number, row in enumerate(cohort.images):
         for k in range(cohort.n_structures) if row.id in spans else ():
-            values[number, k] = dice(cohort.mask(number, k + 1), (channels[spans[row.id]] == k + 1).numpy())
+            values[number, k] = agreement(cohort.mask(number, k + 1), (channels[spans[row.id]] == k + 1).numpy())
     return values
 
 
@@ -248,7 +251,7 @@ def _choosing(workspace: Workspace, cohort: Cohort, scores: Scores, truth: Groun
         found = find_candidates(workspace, volume, cohort.images[number].path)
         for k, (name, index) in enumerate(zip(cohort.config.names, cohort.config.indices, strict=True)):
             values = np.array(
-                [dice(masks_to_grid(m, volume.array.shape[:2]) > 0.5, true_map == index) for m in found[k].masks]
+                [agreement(masks_to_grid(m, volume.array.shape[:2]) > 0.5, true_map == index) for m in found[k].masks]
             )
             asked = _asked_again(workspace, cohort, scores, number, k, volume)
             picks = {
@@ -258,7 +261,7 @@ def _choosing(workspace: Workspace, cohort: Cohort, scores: Scores, truth: Groun
                 "stability": values[np.argmax(found[k].stability)],
                 "first_pass": values[label.info["structures"][name]["candidate"]],
                 "second_pass": np.nan if scores.chosen is None else values[scores.chosen[number, k]],
-                "asked_again": np.nan if asked is None else dice(asked, true_map == index),
+                "asked_again": np.nan if asked is None else agreement(asked, true_map == index),
                 "oracle": values.max(),
             }
             for chooser, value in picks.items():

@@ -15,6 +15,7 @@ from samcorrect.lib.loop.evaluation import GroundTruth
 from samcorrect.lib.loop.pseudo_label import pseudo_label_store
 from samcorrect.lib.loop.scoring import score_cohort
 from samcorrect.lib.loop.workspace import no_progress, open_workspace
+from samcorrect.lib.store.volumes import LPS_TO_RAS
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 NAN = float("nan")
@@ -187,6 +188,26 @@ def test_scores_of_the_union_are_weighted_by_area_and_keep_ties(module):
     rng = np.random.default_rng(0)
     same = np.repeat(rng.random((500, 1)), 3, 1)
     assert np.array_equal(of_union(same, rng.integers(1, 9999, (500, 3))), same[:, 0])
+
+
+def test_a_label_that_rightly_holds_nothing_is_right_and_one_without_truth_is_not_measured(module, phantoms, tmp_path):
+    settings = phantoms.settings.model_copy(update={"state": tmp_path / "state"})
+    workspace = open_workspace(phantoms.images, settings, cache_dir=phantoms.cache)
+    workspace.store.rescan()
+    label_map = np.zeros((96, 80, 1), np.uint8)
+    label_map[:40, :40] = 3
+    for image_id in ("case0", "case1"):
+        workspace.store.save_label_map(image_id, label_map, tag="original", maker="test", affine=LPS_TO_RAS)
+    (tmp_path / "labels").mkdir()
+    Image.fromarray(label_map[:, :, 0].T).save(tmp_path / "labels" / "case0.png")
+    cohort = load_cohort(workspace, best_labels(workspace))
+
+    values, sizes = module("quality")._true_dice(workspace, cohort, GroundTruth(tmp_path / "labels"))
+
+    workspace.store.ledger.close()
+    assert values[0].tolist() == [1, 1, 1]
+    assert sizes[0].tolist() == [0, 1600, 1600]
+    assert np.isnan(values[1]).all()
 
 
 def test_too_few_images_for_students_choose_nothing_a_second_time(module, phantoms, tmp_path):

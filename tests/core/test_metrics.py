@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from samcorrect.lib.core.metrics import auroc_below, bootstrap_mean, dice, rank_correlation, surface_dice
+from samcorrect.lib.core.metrics import auroc_below, bootstrap_mean, dice, hausdorff95, rank_correlation, surface_dice
 
 NAN = float("nan")
 
@@ -80,7 +80,14 @@ def test_surface_dice_of_empty_masks():
 
     assert surface_dice(square(1, 4), empty, tolerance_mm=2, spacing_mm=(1, 1, 1)) == 0.0
     assert surface_dice(empty, square(1, 4), tolerance_mm=2, spacing_mm=(1, 1, 1)) == 0.0
-    assert np.isnan(surface_dice(empty, empty, tolerance_mm=2, spacing_mm=(1, 1, 1)))
+    assert surface_dice(empty, empty, tolerance_mm=2, spacing_mm=(1, 1, 1)) == 1.0
+
+
+def test_the_hausdorff_distance_of_empty_masks():
+    empty = np.zeros((12, 12, 1), bool)
+
+    assert hausdorff95(square(1, 4), empty, spacing_mm=(1, 2, 1)) == pytest.approx(np.hypot(12, 24))
+    assert hausdorff95(empty, empty, spacing_mm=(1, 2, 1)) == 0.0
 
 
 @pytest.mark.parametrize("shape", [(7, 5, 1), (5, 6, 3)], ids=["2D", "3D"])

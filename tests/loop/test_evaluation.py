@@ -14,6 +14,7 @@ from samcorrect.lib.loop.evaluation import (
     CaseScores,
     GroundTruth,
     compare_arms,
+    compare_labels,
     evaluate_cases,
     evaluate_correction,
     evaluate_flags,
@@ -76,18 +77,18 @@ def test_cases_are_scored_structure_by_structure():
     prediction[6:8, 6:8] = 7  # not in the truth
     case = Case("a", "a.png", Volume(np.zeros((8, 8, 1)), LPS_TO_RAS, 2), truth)
     scores = evaluate_cases([case], lambda _: prediction, (3, 7, 9))
-    assert scores.dice[0, :2] == pytest.approx([2 / 3, 0])
-    assert np.isnan(scores.dice[0, 2])  # nobody saw it, nobody missed it
-    assert scores.case_dice == pytest.approx([1 / 3])
+    # Of the third nobody saw anything, and there is nothing.
+    assert scores.dice[0] == pytest.approx([2 / 3, 0, 1])
+    assert scores.surface_dice[0, 1:] == pytest.approx([0, 1])
+    assert scores.case_dice == pytest.approx([5 / 9])
     # Of the surface points of the truth, the farther column lies 1 pixel off; what one side alone has is as far off as
     # the image's diagonal.
-    assert scores.hausdorff95[0, :2] == pytest.approx([1, np.hypot(8, 8)])
-    assert np.isnan(scores.hausdorff95[0, 2])
+    assert scores.hausdorff95[0] == pytest.approx([1, np.hypot(8, 8), 0])
     assert not scores.is_mm
     in_mm = evaluate_cases([case], lambda _: prediction, (3, 7, 9), pixel_mm=0.5)
     assert in_mm.is_mm
-    assert in_mm.hausdorff95[0, :2] == pytest.approx([0.5, np.hypot(4, 4)])
-    assert in_mm.surface_dice[0, :2] == pytest.approx(scores.surface_dice[0, :2])
+    assert in_mm.hausdorff95[0] == pytest.approx([0.5, np.hypot(4, 4), 0])
+    assert in_mm.surface_dice[0] == pytest.approx(scores.surface_dice[0])
 
 
 def test_the_distances_of_volumes_are_in_mm_by_their_spacing():
@@ -126,6 +127,35 @@ def test_arms_are_compared_case_by_case():
     assert told["dice_difference_mean"] == pytest.approx(0.1)
     # The cases differ much, the pairs do not.
     assert told["ci95"] == pytest.approx([0.1, 0.1])
+
+
+def test_an_arm_that_rightly_finds_nothing_wins_against_one_that_finds_something():
+    truths = [np.zeros((8, 8, 1), np.uint8) for _ in range(8)]
+    for truth in truths[2:]:
+        truth[2:6, 2:6] = 3
+    cases = [Case(f"i{n}", f"i{n}.png", Volume(t, LPS_TO_RAS, 2), t) for n, t in enumerate(truths)]
+    blob = np.full((8, 8, 1), 3, np.uint8)
+    right = evaluate_cases(cases, lambda case: case.truth, (3,))
+    wrong = evaluate_cases(cases, lambda case: case.truth if case.truth.any() else blob, (3,))
+    told = compare_arms(right, wrong)
+    assert (told["dice_difference_mean"], told["n"]) == (0.25, 8)
+    arms = [summarise_arm(scores, ("one",), is_prompted=False) for scores in (right, wrong)]
+    assert [(arm["dice_mean"], arm["surface_dice_mean"], arm["n"]) for arm in arms] == [(1, 1, 8), (0.75, 0.75, 8)]
+    assert [arm["hausdorff95_px_mean"] for arm in arms] == pytest.approx([0, 0.25 * np.hypot(8, 8)])
+
+
+def test_an_empty_label_that_becomes_a_blob_is_harmed(labelled, tmp_path):
+    workspace = labelled()
+    truth, versions = np.zeros((96, 80, 1), np.uint8), []
+    truth[:40, :40] = 3  # and no 7
+    Image.fromarray(truth[:, :, 0].T).save(tmp_path / "case1.png")
+    for elsewhere in (0, 7):
+        label_map = np.where(truth, truth, elsewhere).astype(np.uint8)
+        row = workspace.store.save_label_map("case1", label_map, tag="original", maker="test", affine=LPS_TO_RAS)
+        versions.append(label_dice(workspace, {"case1": row}, GroundTruth(tmp_path)))
+    assert [of["case1"].tolist() for of in versions] == [[1, 1], [0, 1]]
+    told = compare_labels(*versions)
+    assert (told["n_good"], told["good_harmed_share"]) == (2, 0.5)
 
 
 def test_scores_that_rank_perfectly_have_correlation_and_auroc_1():

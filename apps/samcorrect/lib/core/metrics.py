@@ -1,4 +1,9 @@
-"""Measures of agreement between masks and between score and truth."""
+"""Measures of agreement between masks and between score and truth.
+
+Beside a truth, a prediction that is rightly empty is right and counts as such: dropped, it would leave the mean of the
+arm that got it right alone. So surface Dice is 1 and the Hausdorff distance 0 there, and the evaluation takes for Dice
+`quality.agreement`, which is 1; `dice` itself says nan, for two masks of nothing tell a judge of labels nothing.
+"""
 
 import warnings
 from collections.abc import Sequence
@@ -29,10 +34,10 @@ def surface_dice(mask: np.ndarray, other: np.ndarray, *, tolerance_mm: float, sp
         spacing_mm: Three voxel sizes.
 
     Returns:
-        In [0, 1]; 0 where one mask is empty, nan where both are.
+        In [0, 1]; 0 where one mask is empty, 1 where both are.
     """
     if not mask.any() and not other.any():
-        return float("nan")
+        return 1.0
     if not mask.any() or not other.any():
         return 0.0
     pair, spacing = _for_monai(mask, other, spacing_mm)
@@ -52,10 +57,10 @@ def hausdorff95(mask: np.ndarray, other: np.ndarray, *, spacing_mm: Sequence[flo
         spacing_mm: Three voxel sizes.
 
     Returns:
-        In mm, at least 0; the diagonal of the image where one mask is empty, nan where both are.
+        In mm, at least 0; the diagonal of the image where one mask is empty, 0 where both are.
     """
     if not mask.any() and not other.any():
-        return float("nan")
+        return 0.0
     if not mask.any() or not other.any():
         return float(np.linalg.norm(np.array(mask.shape) * spacing_mm * (np.array(mask.shape) > 1)))
     pair, spacing = _for_monai(mask, other, spacing_mm)

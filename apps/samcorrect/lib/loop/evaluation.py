@@ -11,12 +11,12 @@ from samcorrect.lib.core.metrics import (
     N_BOOTSTRAP,
     auroc_below,
     bootstrap_mean,
-    dice,
     hausdorff95,
     rank_correlation,
     rounded,
     surface_dice,
 )
+from samcorrect.lib.core.quality import agreement
 from samcorrect.lib.errors import ImageError, LabelError, StoreError
 from samcorrect.lib.loop.rounds import RunResult
 from samcorrect.lib.loop.workspace import Workspace
@@ -55,8 +55,9 @@ class Case:
 
 @dataclass(frozen=True)
 class CaseScores:
-    """Dice, surface Dice and 95% Hausdorff distance of n cases and K structures, (n, K); nan where truth and prediction
-    are both empty. The distances are in mm, or, unless `is_mm`, in pixels.
+    """Dice, surface Dice and 95% Hausdorff distance of n images and K structures, (n, K). Where truth and prediction
+    are both empty they are 1, 1 and 0, where one is, 0, 0 and the image's diagonal. The distances are in mm, or, unless
+    `is_mm`, in pixels.
     """
 
     dice: np.ndarray
@@ -175,7 +176,7 @@ def evaluate_cases(
         spacing_mm = case.volume.spacing_mm if case.has_spacing else (pixel_mm or 1.0,) * 3
         for k, index in enumerate(indices):
             one, other = prediction == index, case.truth == index
-            values[number, k] = dice(one, other)
+            values[number, k] = agreement(one, other)
             tolerance_mm = SURFACE_TOLERANCE_VOX * min(spacing_mm)
             surface[number, k] = surface_dice(one, other, tolerance_mm=tolerance_mm, spacing_mm=spacing_mm)
             distances[number, k] = hausdorff95(one, other, spacing_mm=spacing_mm)
@@ -222,7 +223,7 @@ def compare_arms(one: CaseScores, other: CaseScores, *, seed: int = 0) -> dict[s
 
 
 def label_dice(workspace: Workspace, labels: Mapping[str, Any], truth: GroundTruth) -> dict[str, np.ndarray]:
-    """Image id to the (K,) true Dice of a label, for the images with ground truth."""
+    """Image id to the (K,) true Dice of a label, for the images with ground truth; 1 where both are empty."""
     indices = workspace.require_protocol().indices
     values = {}
     for image_id, row in labels.items():
@@ -230,7 +231,7 @@ def label_dice(workspace: Workspace, labels: Mapping[str, Any], truth: GroundTru
             continue
         volume = workspace.store.read_image(image_id)
         label_map, true_map = workspace.store.read_label(row, volume), truth.label_map(image_id, volume)
-        values[image_id] = np.array([dice(label_map == i, true_map == i) for i in indices])
+        values[image_id] = np.array([agreement(label_map == i, true_map == i) for i in indices])
     return values
 
 
