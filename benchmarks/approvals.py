@@ -23,7 +23,18 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from common import case_means, open_run, open_test, open_truth, out_dir, paired, parser_of, tell, write_json
+from common import (
+    case_means,
+    cases_by_name,
+    open_run,
+    open_test,
+    open_truth,
+    out_dir,
+    paired,
+    parser_of,
+    tell,
+    write_json,
+)
 
 from samcorrect.lib.core.metrics import bootstrap_mean, rounded
 from samcorrect.lib.loop.arms import by_case, last_student, student_predictor
@@ -62,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     truth, cases, runs, document = open_truth(parsed, is_needed_of_all=True), open_test(parsed), {}, {}
     for seed in parsed.seeds:
         runs[str(seed)] = run_seed(parsed, seed, cases, truth)
-        document = {"seeds": runs, **over_seeds(list(runs.values()))}
+        document = {"seeds": runs, **over_seeds(list(runs.values()), cases_by_name(c.image_id for c in cases))}
         write_json(parsed.json, document)
         if parsed.plot:
             plot(parsed.plot, document["curves"])
@@ -194,25 +205,25 @@ def _say(seed: int, what: str, case_dice: dict[str, float | None]) -> None:
     print(f"seed {seed}: {what}: Dice {mean:.4f}", file=sys.stderr, flush=True)
 
 
-def over_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Curves and paired differences of all seeds, each case averaged over them."""
+def over_seeds(runs: list[dict[str, Any]], cases: Sequence[str]) -> dict[str, Any]:
+    """Curves and paired differences of all seeds, each image averaged over them, with intervals over (n,) cases."""
     means = {
         rule: {n: case_means([run["curves"][rule][n] for run in runs]) for n in curve}
         for rule, curve in runs[0]["curves"].items()
     }
     others = [rule for rule in means if rule != "ours"]
     comparisons = {
-        n: {f"ours - {rule}": paired(ours, means[rule][n]) for rule in others if n in means[rule]}
+        n: {f"ours - {rule}": paired(ours, means[rule][n], cases=cases) for rule in others if n in means[rule]}
         for n, ours in means.get("ours", {}).items()
     }
     loops = {rule: case_means([run["full_loop"][rule] for run in runs]) for rule in runs[0]["full_loop"]}
     pairs = [(a, b) for a, b in (("ours", "nobody"), ("ours", "random")) if a in loops and b in loops]
     return {
-        "curves": {rule: {n: _summary(values) for n, values in curve.items()} for rule, curve in means.items()},
+        "curves": {rule: {n: _summary(values, cases) for n, values in curve.items()} for rule, curve in means.items()},
         "comparisons": comparisons,
         "n_to_match": {rule: n_to_match(means["ours"], means[rule]) for rule in others if "ours" in means},
-        "full_loop": {rule: _summary(values) for rule, values in loops.items()},
-        "full_loop_comparisons": {f"{a} - {b}": paired(loops[a], loops[b]) for a, b in pairs},
+        "full_loop": {rule: _summary(values, cases) for rule, values in loops.items()},
+        "full_loop_comparisons": {f"{a} - {b}": paired(loops[a], loops[b], cases=cases) for a, b in pairs},
     }
 
 
@@ -227,8 +238,8 @@ def n_to_match(ours: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> dic
     }
 
 
-def _summary(values: np.ndarray) -> dict[str, Any]:
-    told = bootstrap_mean(values)
+def _summary(values: np.ndarray, cases: Sequence[str]) -> dict[str, Any]:
+    told = bootstrap_mean(values, cases=cases)
     return {"dice_mean": rounded(told.mean), "dice_ci95": [rounded(v) for v in told.ci95], "n": told.n}
 
 

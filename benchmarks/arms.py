@@ -3,7 +3,7 @@
 All arms share network, steps, augmentation, averaging of weights and seeds. `huang2023` is the best of its noise rates
 by the Dice on the test images, which favours it. An arm whose boxes come from the truth is `prompted` and is compared
 with no student. `ablation` is samcorrect without one part each. Intervals are bootstrapped over cases, after averaging
-each case over the seeds. `--box-noise` repeats three arms with the protocol's boxes shifted and scaled by these shares.
+each image over the seeds. `--box-noise` repeats three arms with boxes that are shifted and scaled by these shares.
 
 example:
   python benchmarks/arms.py --images jsrt/images --labels jsrt/labels --test-images jsrt/test-images \\
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from common import (
     case_means,
+    cases_by_name,
     open_run,
     open_test,
     open_truth,
@@ -209,25 +210,31 @@ def _tables(run: SeedRun) -> dict[str, Any]:
         "arms": {name: summaries[name] for name in order},
         "ablation": {name: summaries[name] for name in ABLATIONS if name in summaries},
         "case_dice": case_dice,
-        **_differences({name: case_means([values]) for name, values in case_dice.items()}),
+        **_differences(
+            {name: case_means([values]) for name, values in case_dice.items()},
+            cases_by_name(case.image_id for case in run.cases),
+        ),
     }
 
 
-def _differences(means: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Paired comparisons of (n,) Dice of the cases, none with what is prompted; and the share of the gap recovered."""
+def _differences(means: dict[str, np.ndarray], cases: Sequence[str]) -> dict[str, Any]:
+    """Paired comparisons of (n,) Dice of images, none with what is prompted; and the share of the gap recovered."""
     students = [name for name in (*ARMS, *HUANG, *ABLATIONS) if name in means and name != "sam_only"]
     pairs = [("samcorrect", name) for name in students if name != "samcorrect"]
     pairs += [("sam_search_to_student", "sam_to_student"), ("supervised", "sam_to_student")]
-    comparisons = {f"{a} - {b}": paired(means[a], means[b]) for a, b in pairs if a in means and b in means}
+    comparisons = {f"{a} - {b}": paired(means[a], means[b], cases=cases) for a, b in pairs if a in means and b in means}
     wanted = [means.get(name) for name in ("samcorrect", "sam_to_student", "supervised")]
-    return {"comparisons": comparisons, "recovered": None if any(m is None for m in wanted) else recovered(*wanted)}
+    share = None if any(m is None for m in wanted) else recovered(*wanted, cases=cases)
+    return {"comparisons": comparisons, "recovered": share}
 
 
-def recovered(ours: np.ndarray, floor: np.ndarray, ceiling: np.ndarray) -> float | None:
-    """Share of the gap between two arms, (n,) Dice each, that a third closes; None unless the gap's interval is above
-    0.
+def recovered(
+    ours: np.ndarray, floor: np.ndarray, ceiling: np.ndarray, *, cases: Sequence[str] | None = None
+) -> float | None:
+    """Share of the gap between two arms, (n,) Dice each, that a third closes; None unless the gap's interval over the
+    images' cases is above 0.
     """
-    gap = bootstrap_mean(ceiling - floor)
+    gap = bootstrap_mean(ceiling - floor, cases=cases)
     return rounded(bootstrap_mean(ours - floor).mean / gap.mean) if gap.ci95[0] > 0 else None
 
 
@@ -249,10 +256,13 @@ def _with_noise(run: SeedRun, share: float, box: Workspace) -> dict[str, Any]:
 
 
 def over_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The tables of all seeds, each case averaged over them."""
+    """The tables of all seeds, each image averaged over them."""
+    cases = cases_by_name(next(iter(runs[0]["case_dice"].values())))
     means = {name: case_means([run["case_dice"][name] for run in runs]) for name in runs[0]["case_dice"]}
     told = {
-        table: {name: _arm_over_seeds([run[table][name] for run in runs], means[name]) for name in runs[0][table]}
+        table: {
+            name: _arm_over_seeds([run[table][name] for run in runs], means[name], cases) for name in runs[0][table]
+        }
         for table in ("arms", "ablation")
     }
     figures = {key: [run[key] for run in runs] for key in LABEL_FIGURES if key in runs[0]}
@@ -260,7 +270,7 @@ def over_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
     noise = {share: _noise_over_seeds([run["label_noise"][share] for run in runs]) for share in runs[0]["label_noise"]}
     return {
         **told,
-        **_differences(means),
+        **_differences(means, cases),
         **{key: _mean(values) for key, values in figures.items()},
         "labels": {
             key: {name: _mean([of[name] for of in values]) for name in values[0]} for key, values in labels.items()
@@ -269,8 +279,8 @@ def over_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _arm_over_seeds(told: list[dict[str, Any]], means: np.ndarray) -> dict[str, Any]:
-    of_cases = bootstrap_mean(means)
+def _arm_over_seeds(told: list[dict[str, Any]], means: np.ndarray, cases: Sequence[str]) -> dict[str, Any]:
+    of_cases = bootstrap_mean(means, cases=cases)
     by_seed = [of["dice_mean"] for of in told]
     others = [key for key in told[0] if key.endswith("_mean") and key != "dice_mean"]
     structures = {
@@ -294,10 +304,11 @@ def _arm_over_seeds(told: list[dict[str, Any]], means: np.ndarray) -> dict[str, 
 
 def _noise_over_seeds(told: list[dict[str, Any]]) -> dict[str, Any]:
     means = {name: case_means([of["case_dice"][name] for of in told]) for name in NOISE_ARMS}
+    cases = cases_by_name(told[0]["case_dice"]["samcorrect"])
     pairs = (("samcorrect", other) for other in NOISE_ARMS if other != "samcorrect")
     return {
         **{name: _mean([of[name] for of in told]) for name in NOISE_ARMS},
-        "comparisons": {f"{a} - {b}": paired(means[a], means[b]) for a, b in pairs},
+        "comparisons": {f"{a} - {b}": paired(means[a], means[b], cases=cases) for a, b in pairs},
     }
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import cases_by_name
 
 from samcorrect.lib.core.boxes import box_of_mask
 from samcorrect.lib.core.clicks import Click, next_click
@@ -76,12 +77,14 @@ def measure(
         median time of our clicks whose slice is encoded.
     """
     values: dict[str, dict[str, list[list[float]]]] = {}
+    cases: dict[str, list[str]] = {}
     seconds: list[float] = []
     rows = [row for row in workspace.store.ledger.images() if row.id in truth][:n_images]
-    for done, row in enumerate(rows, start=1):
+    for done, (row, case) in enumerate(zip(rows, cases_by_name(row.id for row in rows), strict=True), start=1):
         volume = workspace.store.read_image(row.id)
         for target in targets_of(workspace, volume, truth.label_map(row.id, volume)):
             of_structure = values.setdefault(target.name, {OURS: [], STRAIGHT: [], TRUE_BOX: []})
+            cases.setdefault(target.name, []).append(case)
             of_structure[TRUE_BOX].append([dice(_true_box_mask(workspace, target), target.truth)])
             for name, way in ((OURS, _ours(workspace, target)), (STRAIGHT, _straight(workspace, target))):
                 after, took_s = simulate(way, target.truth, n_clicks)
@@ -91,7 +94,7 @@ def measure(
     return {
         "structures": {
             name: {"n": len(ways[OURS])}
-            | {way: _told(found, ["box"] if way == TRUE_BOX else n_clicks) for way, found in ways.items()}
+            | {way: _told(found, ["box"] if way == TRUE_BOX else n_clicks, cases[name]) for way, found in ways.items()}
             for name, ways in values.items()
         },
         "click_s": round(float(np.median(seconds)), 3) if seconds else None,
@@ -154,10 +157,10 @@ def _true_box_mask(workspace: Workspace, target: Target) -> np.ndarray:
     return mask[:, :, target.slice_index]
 
 
-def _told(found: list[list[float]], names: list) -> dict[str, Any]:
+def _told(found: list[list[float]], names: list, cases: list[str]) -> dict[str, Any]:
     told = {}
     for name, column in zip(names, np.array(found, dtype=np.float64).T, strict=True):
-        mean = bootstrap_mean(column)
+        mean = bootstrap_mean(column, cases=cases)
         told[str(name)] = {"mean": mean.mean, "sd": mean.sd if mean.n > 1 else None, "ci95": mean.ci95}
     return told
 

@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ from samcorrect.lib.core.metrics import bootstrap_mean, rounded
 from samcorrect.lib.errors import LabelError, SamCorrectError
 from samcorrect.lib.loop.cohort import Cohort, load_cohort
 from samcorrect.lib.loop.evaluation import Case, GroundTruth, load_cases
-from samcorrect.lib.loop.students import MODELS_NAME
+from samcorrect.lib.loop.students import MODELS_NAME, cases_of
 from samcorrect.lib.loop.workspace import Workspace, open_workspace
 from samcorrect.lib.protocol import load_protocol
 from samcorrect.lib.settings import load_settings
 from samcorrect.lib.store.files import write_bytes_atomically
+from samcorrect.lib.store.image_ids import case_of
 from samcorrect.lib.store.labels import LabelStore
 from samcorrect.lib.store.schema import TAG_ORIGINAL, LabelVersionRow
 from samcorrect.lib.store.studies import LocalStudies
@@ -136,13 +137,21 @@ def write_json(path: Path, document: Any) -> None:
 
 
 def case_means(by_seed: list[dict[str, float | None]]) -> np.ndarray:
-    """(n,) mean over the seeds of each case's value; nan where no seed has one."""
+    """(n,) mean over the seeds of each image's value; nan where no seed has one."""
     values = np.array([[of_seed[case] for case in by_seed[0]] for of_seed in by_seed], dtype=np.float64)
     known = np.isfinite(values)
     return np.where(known.any(0), np.where(known, values, 0).sum(0) / np.maximum(known.sum(0), 1), np.nan)
 
 
-def paired(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
-    """Mean of the (n,) differences one - other, with its 95% bootstrap interval over cases."""
-    told = bootstrap_mean(one - other)
+def cases_by_name(image_ids: Iterable[str]) -> list[str]:
+    """The case of each image of a folder, by the product's rule: its subfolder, or itself where these are too few."""
+    ids = list(image_ids)
+    return cases_of(ids, [case_of(image_id) for image_id in ids])
+
+
+def paired(one: np.ndarray, other: np.ndarray, *, cases: Sequence[str] | None = None) -> dict[str, Any]:
+    """Mean of the (n,) differences one - other of images, with its 95% bootstrap interval over their cases; without
+    `cases` each image is one.
+    """
+    told = bootstrap_mean(one - other, cases=cases)
     return {"dice_difference_mean": rounded(told.mean), "ci95": [rounded(v) for v in told.ci95], "n": told.n}

@@ -9,7 +9,7 @@ from redraws import aurocs, interval, ranks_of, redraw_cases, spearmans
 from sklearn.metrics import average_precision_score
 
 from samcorrect.lib.core.calibration import COVERAGE, expect_dice
-from samcorrect.lib.core.metrics import auroc_below, rank_correlation, rounded
+from samcorrect.lib.core.metrics import auroc_below, group_by_case, rank_correlation, rounded
 
 DICE_THRESHOLDS = (0.8, 0.9)
 # Where fewer or more labels are bad, AUROC rests on a handful of them.
@@ -34,7 +34,7 @@ def measure_scores(
     Args:
         scores: (N,) higher is better; nan is not ranked.
         dice: (N,) true Dice, 1 where there is nothing to find and nothing found; nan where there is no truth.
-        cases: The patient of each label, for the bootstrap.
+        cases: The patient of each label, for bootstrap and calibration.
         sizes: (N,) size of the true structure.
         rng: Of bootstrap and calibration.
         fused: (N,) scores to compare these with; None of the row "fused" itself.
@@ -47,6 +47,7 @@ def measure_scores(
         interval of its Spearman less this one's over the labels that both rank. Intervals are of 95%.
     """
     both = np.isfinite(scores) & np.isfinite(dice)
+    of_case = group_by_case(np.asarray(cases)[both])
     s, d = scores[both], dice[both]
     thresholds = {"median": float(np.median(d)) if len(d) else np.nan} | {str(t): t for t in DICE_THRESHOLDS}
     n_below = {name: int((d < threshold).sum()) for name, threshold in thresholds.items()}
@@ -72,27 +73,39 @@ def measure_scores(
         "spearman_by_size": [
             rounded(rank_correlation(s[part], d[part])) for part in np.array_split(np.argsort(sizes[both]), N_TERCILES)
         ],
-        **measure_calibration(s, d, rng),
+        **measure_calibration(s, d, of_case, rng),
         **({} if fused is None else {"fused_minus_ci95": _gain_of(fused, scores, dice, np.asarray(cases), rng)}),
     }
 
 
-def measure_calibration(scores: np.ndarray, dice: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+def measure_calibration(
+    scores: np.ndarray, dice: np.ndarray, of_case: Sequence[np.ndarray], rng: np.random.Generator
+) -> dict[str, Any]:
     """How the expected Dice and its 90% interval fare on the labels left, calibrated with N_APPROVED drawn at random.
+
+    Patients are drawn until there are enough labels; the rest of the last one's is in neither part.
+
+    Args:
+        scores: (N,) of labels.
+        dice: (N,) their true Dice.
+        of_case: The numbers of each patient's labels.
+        rng: Of the draws.
 
     Returns:
         Means over N_REDRAWS: `coverage` and `coverage_by_score` (thirds, worst scores first), `width` and `mae` (of the
         expected Dice), and `width_ratio` and `mae_ratio` against the median of the approved labels with the split
-        conformal interval around it, which ignore the score. None where N_APPROVED labels and as many more are not
-        there.
+        conformal interval around it, which ignore the score. None where N_APPROVED labels and as many more of other
+        patients are not there, whoever is drawn.
     """
     names = ("coverage", "width", "mae", "width_ratio", "mae_ratio")
-    if len(scores) < 2 * N_APPROVED:
+    n_drawn_at_most = N_APPROVED - 1 + max(map(len, of_case), default=1)
+    if len(scores) < n_drawn_at_most + N_APPROVED:
         return dict.fromkeys((*names, "coverage_by_score"))
     told, blind, thirds = [], [], []
     for _ in range(N_REDRAWS):
-        order = rng.permutation(len(scores))
-        approved, left = order[:N_APPROVED], order[N_APPROVED:]
+        drawn = [of_case[number] for number in rng.permutation(len(of_case))]
+        n_cases = 1 + int(np.searchsorted(np.cumsum([len(numbers) for numbers in drawn]), N_APPROVED))
+        approved, left = np.concatenate(drawn[:n_cases])[:N_APPROVED], np.concatenate(drawn[n_cases:])
         # The score is on the scale of a Dice already, so it is its own prior.
         expected = expect_dice(scores[left], scores[left], scores[approved], dice[approved])
         is_covered = (expected.low <= dice[left]) & (dice[left] <= expected.high)

@@ -33,7 +33,7 @@ from samcorrect.lib.loop.cohort import Cohort, best_labels, load_cohort
 from samcorrect.lib.loop.evaluation import GroundTruth
 from samcorrect.lib.loop.pseudo_label import masks_to_grid
 from samcorrect.lib.loop.scoring import HUANG_DROPOUT, Scores, score_cohort
-from samcorrect.lib.loop.students import out_of_fold_probs, train_on
+from samcorrect.lib.loop.students import cases_of, out_of_fold_probs, train_on
 from samcorrect.lib.loop.workspace import Workspace
 from samcorrect.lib.networks.student import predict_frames
 from samcorrect.lib.networks.training import WeighBatch
@@ -211,7 +211,7 @@ def _enter(
     sizes: np.ndarray,
 ) -> None:
     """Add one noise and seed to the document."""
-    cases = [row.case_id for row in cohort.images]
+    cases = _cases(cohort)
     areas = np.array(
         [[cohort.mask(number, k + 1).sum() for k in range(cohort.n_structures)] for number in range(len(cohort))]
     )
@@ -229,6 +229,10 @@ def _enter(
             measured.setdefault(structure, {}).setdefault(noise, {}).setdefault(row, {})[str(seed)] = told
 
 
+def _cases(cohort: Cohort) -> list[str]:
+    return cases_of([row.id for row in cohort.images], [row.case_id for row in cohort.images])
+
+
 def _of_union(values: np.ndarray, areas: np.ndarray) -> np.ndarray:
     """Scores of all structures as one mask, as their Dice would: the mean weighted by area; an undefined one is left
     out. What is equal stays equal: the mean is that of the differences to one of the values.
@@ -241,8 +245,9 @@ def _of_union(values: np.ndarray, areas: np.ndarray) -> np.ndarray:
 
 
 def _choosing(workspace: Workspace, cohort: Cohort, scores: Scores, truth: GroundTruth) -> dict[str, Any]:
-    """Structure to chooser to the mean Dice of what it takes, with its interval over images."""
+    """Structure to chooser to the mean Dice of what it takes, with its interval over cases."""
     taken: dict[str, dict[str, list[float]]] = {n: {c: [] for c in CHOOSERS} for n in cohort.config.names}
+    cases = [case for case, label in zip(_cases(cohort), cohort.labels, strict=True) if label.image_id in truth]
     for number, label in enumerate(cohort.labels):
         if label.image_id not in truth:
             continue
@@ -270,7 +275,7 @@ def _choosing(workspace: Workspace, cohort: Cohort, scores: Scores, truth: Groun
     for name, choosers in taken.items():
         told[name] = {}
         for chooser, values in choosers.items():
-            summary = bootstrap_mean(np.array(values))
+            summary = bootstrap_mean(np.array(values), cases=cases)
             told[name][chooser] = {
                 "dice_mean": rounded(summary.mean),
                 "dice_ci95": [rounded(v) for v in summary.ci95],

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import cases_by_name
 
 from samcorrect.lib.core.boxes import box_of_mask
 from samcorrect.lib.core.metrics import bootstrap_mean, dice
@@ -63,17 +64,19 @@ def measure(
 ) -> dict[str, Any]:
     """Structure to `n`, its mean number of `slices`, and by way of prompting the `dice` and mean `seconds`."""
     values: dict[str, list[tuple[float, float, float, float, int]]] = {}
+    cases: dict[str, list[str]] = {}
     rows = [row for row in workspace.store.ledger.images() if row.id in truth][:n_volumes]
-    for done, row in enumerate(rows, start=1):
+    for done, (row, case) in enumerate(zip(rows, cases_by_name(row.id for row in rows), strict=True), start=1):
         volume = workspace.store.read_image(row.id)
         label_map = truth.label_map(row.id, volume)
         masks = {f"value {v}": label_map == v for v in np.setdiff1d(np.unique(label_map), [0])}
         if with_merged:
             masks = {MERGED: label_map > 0, **masks}
         for name, mask in masks.items():
+            cases.setdefault(name, []).append(case)
             values.setdefault(name, []).append(_measure_mask(workspace, volume, mask, axis))
         print(f"{done} of {len(rows)} volumes", file=sys.stderr, flush=True)
-    return {name: _told(np.array(rows_of)) for name, rows_of in values.items()}
+    return {name: _told(np.array(rows_of), cases[name]) for name, rows_of in values.items()}
 
 
 def _measure_mask(
@@ -101,10 +104,10 @@ def _box(mask: np.ndarray, axis: int, number: int) -> np.ndarray:
     return box_of_mask(one)
 
 
-def _told(values: np.ndarray) -> dict[str, Any]:
+def _told(values: np.ndarray, cases: list[str]) -> dict[str, Any]:
     told: dict[str, Any] = {"n": len(values), "slices": float(values[:, 4].mean())}
     for number, way in enumerate((ONE_BOX, TRUE_BOXES)):
-        mean = bootstrap_mean(values[:, number])
+        mean = bootstrap_mean(values[:, number], cases=cases)
         spread = {"mean": mean.mean, "sd": mean.sd if mean.n > 1 else None, "ci95": mean.ci95}
         told[way] = {"dice": spread, "seconds": float(values[:, 2 + number].mean())}
     return told

@@ -66,6 +66,44 @@ def test_the_share_of_a_gap_that_is_recovered_is_told_only_where_there_is_a_gap(
     assert recovered(np.full(10, 0.8), np.full(10, 0.7), 0.7 + np.array([-0.1, 0.1] * 5)) is None
 
 
+def test_differences_and_gaps_are_bootstrapped_over_patients(module):
+    common, recovered = module("common"), module("arms").recovered
+    of_sites = [f"site{n % 3}/{n}" for n in range(60)]
+    cases = common.cases_by_name(f"p{n // 10}/{n}" for n in range(60))
+    assert cases == [f"p{n // 10}" for n in range(60)]
+    assert common.cases_by_name(of_sites) == of_sites
+    floor, won = np.full(60, 0.5), np.repeat([0.3, 0.3, 0.3, 0.3, -0.2, -0.3], 10)
+    by_image = common.paired(floor + won, floor, cases=of_sites)
+    assert by_image == common.paired(floor + won, floor)
+    assert common.paired(floor + won, floor, cases=cases)["ci95"][0] < 0 < by_image["ci95"][0]
+    # A gap that six patients do not prove is none.
+    assert recovered(floor, floor, floor + won, cases=cases) is None
+    assert recovered(floor, floor, floor + won, cases=of_sites) == 0
+
+
+def test_the_tables_of_all_seeds_have_intervals_over_patients(module):
+    arm = {"dice_mean": 0.7, "structures": {}, "is_prompted": False, "prompted": False, "wall_s": 1}
+
+    def widths(image_ids):
+        ours = dict(zip(image_ids, np.repeat([0.9, 0.9, 0.9, 0.9, 0.4, 0.4], 10), strict=True))
+        case_dice = {"samcorrect": ours, **dict.fromkeys(("huang2023_75", "sam_to_student"), dict.fromkeys(ours, 0.6))}
+        noise = {"case_dice": case_dice, **dict.fromkeys(case_dice, 0.7)}
+        run = {"case_dice": case_dice, "arms": {"samcorrect": arm}, "ablation": {}, "label_noise": {"0": noise}}
+        told = module("arms").over_seeds([run])
+        by_hand = {"curves": {"ours": {"0": ours}}, "full_loop": {"ours": ours}}
+        approved = module("approvals").over_seeds([by_hand], module("common").cases_by_name(ours))
+        intervals = [
+            told["arms"]["samcorrect"]["dice_ci95"],
+            told["comparisons"]["samcorrect - sam_to_student"]["ci95"],
+            told["label_noise"]["0"]["comparisons"]["samcorrect - sam_to_student"]["ci95"],
+            approved["curves"]["ours"]["0"]["dice_ci95"],
+            approved["full_loop"]["ours"]["dice_ci95"],
+        ]
+        return np.diff(intervals)
+
+    assert (widths([f"p{n // 10}/{n}" for n in range(60)]) > 2 * widths([f"site{n % 3}/{n}" for n in range(60)])).all()
+
+
 def test_cases_are_averaged_over_the_seeds_that_have_them(module):
     means = module("common").case_means([{"a": 0.5, "b": None, "c": None}, {"a": 0.7, "b": 0.9, "c": None}])
     assert means[:2] == pytest.approx([0.6, 0.9])

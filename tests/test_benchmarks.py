@@ -4,6 +4,8 @@ import importlib
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -33,10 +35,11 @@ def measure(module):
     measures = module("measures")
 
     def of(scores, dice, *, fused=None, cases=None):
+        cases = cases or [f"case{n:03d}" for n in range(len(scores))]
         return measures.measure_scores(
             np.array(scores),
             np.array(dice),
-            cases=cases or [f"case{n}" for n in range(len(scores))],
+            cases=cases,
             sizes=np.arange(len(scores)),
             rng=np.random.default_rng(0),
             fused=fused,
@@ -79,6 +82,65 @@ def test_calibration_is_measured_where_there_are_labels_enough(measure, rng):
     blind = measure(rng.permutation(dice), dice)
     assert 0.85 <= blind["coverage"] <= 0.95
     assert blind["mae_ratio"] > 0.8
+
+
+@pytest.fixture
+def calibrated(module, monkeypatch):
+    """(scores left, scores approved) of each draw of a calibration."""
+    measures, seen = module("measures"), []
+    original = measures.expect_dice
+
+    def expect(left, prior, approved, dice):
+        seen.append((left, approved))
+        return original(left, prior, approved, dice)
+
+    monkeypatch.setattr(measures, "expect_dice", expect)
+    return seen
+
+
+def test_no_patient_both_calibrates_and_is_judged(measure, calibrated, rng):
+    scores, cases = rng.permutation(120) / 120, [f"p{n // 8}" for n in range(120)]
+    case_of = dict(zip(scores, cases, strict=True))
+
+    assert measure(scores, rng.random(120), cases=cases)["coverage"] is not None
+
+    assert len(calibrated) == 200
+    for left, approved in calibrated:
+        # Three patients have the 20 labels; what they have besides is in neither part.
+        assert (len(left), len(approved)) == (96, 20)
+        assert not {case_of[s] for s in left} & {case_of[s] for s in approved}
+    assert measure(scores, rng.random(120), ["one"] * 120)["coverage"] is None
+
+
+def test_labels_of_a_patient_each_are_drawn_as_ever(measure, calibrated, rng):
+    scores, dice = rng.random((2, 50))
+    told = measure(scores, dice)
+
+    again = np.random.default_rng(0)
+    drawn = [again.integers(0, 50, 50) for _ in range(1000)]
+    rhos = [rank_correlation(scores[of], dice[of]) for of in drawn]
+    assert told["spearman_ci95"] == pytest.approx(np.percentile(rhos, [2.5, 97.5]), abs=1e-6)
+    for left, approved in calibrated:
+        order = again.permutation(50)
+        assert np.array_equal(np.concatenate([approved, left]), scores[order])
+
+
+def test_labels_of_one_hospital_count_alone_and_those_of_a_patient_together(module, rng):
+    dice = rng.random((40, 2))
+    scores = dice[:, :1] + rng.normal(0, 0.3, (40, 1))
+
+    def width(case_ids):
+        images = [SimpleNamespace(id=f"{case}/{n:02d}", case_id=case) for n, case in enumerate(case_ids)]
+        cohort = MagicMock(images=images, n_structures=1, config=SimpleNamespace(names=("one",)))
+        cohort.__len__.return_value = 40
+        cohort.mask.return_value = np.ones((1, 2, 2), bool)
+        measured = {}
+        module("quality")._enter(measured, "box", 0, cohort, {"fused": scores}, dice, np.ones((40, 2)))
+        low, high = measured["one"]["box"]["fused"]["0"]["spearman_ci95"]
+        return high - low
+
+    assert width(["hospital"] * 40) == width([f"p{n:02d}" for n in range(40)]) > 0
+    assert width([f"p{n // 10}" for n in range(40)]) != width(["hospital"] * 40)
 
 
 def test_auroc_is_not_given_where_nearly_none_or_nearly_all_are_bad(measure):

@@ -203,6 +203,31 @@ def test_the_bootstrap_interval_covers_the_mean_about_95_times_in_100(rng):
     assert 0.88 <= np.mean(covered) <= 0.99
 
 
+def test_images_that_are_cases_of_their_own_are_drawn_as_without_cases(rng):
+    values = rng.random(37)
+    values[[3, 8]] = NAN
+    defined = values[np.isfinite(values)]
+    drawn = defined[np.random.default_rng(5).integers(0, 35, (2000, 35))]
+
+    for cases in (None, [f"i{n}" for n in rng.permutation(37)]):
+        told = bootstrap_mean(values, cases=cases, seed=5)
+        assert told.ci95 == tuple(np.percentile(drawn.mean(1), [2.5, 97.5]))
+        assert (told.mean, told.sd, told.n) == (defined.mean(), defined.std(ddof=1), 35)
+
+
+def test_all_images_of_a_drawn_case_enter(rng):
+    of_patients = rng.normal(0.8, 0.1, 12)
+    alone, ten_times = bootstrap_mean(of_patients), bootstrap_mean(of_patients.repeat(10))
+    by_patient = bootstrap_mean(of_patients.repeat(10), cases=[f"p{n // 10}" for n in range(120)])
+
+    # Ten images that say the same are one; where each is drawn alone they are ten.
+    assert by_patient.ci95 == pytest.approx(alone.ci95)
+    assert np.diff(ten_times.ci95) < 0.5 * np.diff(by_patient.ci95)
+    uneven = bootstrap_mean(np.array([1.0, 0, 0, 0]), cases=["b", "a", "a", "a"])
+    # Each of two cases is drawn twice once in four.
+    assert (uneven.mean, uneven.ci95) == (0.25, (0, 1))
+
+
 def test_the_bootstrap_depends_on_its_seed_alone():
     values = np.linspace(0.5, 1.0, 20)
     np.random.seed(1)

@@ -129,6 +129,28 @@ def test_arms_are_compared_case_by_case():
     assert told["ci95"] == pytest.approx([0.1, 0.1])
 
 
+def test_intervals_are_over_patients_unless_subfolders_are_too_few_to_be_patients():
+    half = np.zeros((40, 10, 1), np.uint8)
+    half[:10] = 3
+
+    def scored(n_folders):
+        cases = []
+        for n in range(32):
+            truth, folder = np.zeros_like(half), f"p{n // 4 % n_folders}"
+            truth[: 10 + n // 4] = 3  # the images of a patient are alike
+            cases.append(Case(f"{folder}/{n}", f"{n}.png", Volume(truth, LPS_TO_RAS, 2), truth, folder))
+        return [evaluate_cases(cases, predict, (3,)) for predict in (lambda _: half, lambda case: case.truth)]
+
+    by_patient, by_image = scored(8), scored(3)
+    assert [len(set(of[0].cases)) for of in (by_patient, by_image)] == [8, 32]
+    arms = [summarise_arm(of[0], ("one",), is_prompted=False) for of in (by_patient, by_image)]
+    assert arms[0]["dice_mean"] == arms[1]["dice_mean"]
+    assert arms[0]["n"] == arms[1]["n"] == 32
+    assert np.diff(arms[0]["dice_ci95"]) > 1.5 * np.diff(arms[1]["dice_ci95"])
+    pairs = [compare_arms(*of) for of in (by_patient, by_image)]
+    assert np.diff(pairs[0]["ci95"]) > 1.5 * np.diff(pairs[1]["ci95"])
+
+
 def test_an_arm_that_rightly_finds_nothing_wins_against_one_that_finds_something():
     truths = [np.zeros((8, 8, 1), np.uint8) for _ in range(8)]
     for truth in truths[2:]:

@@ -6,7 +6,7 @@ arm that got it right alone. So surface Dice is 1 and the Hausdorff distance 0 t
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,7 +88,7 @@ def auroc_below(scores: np.ndarray, dice_values: np.ndarray, threshold: float) -
 
 @dataclass(frozen=True)
 class MeanWithInterval:
-    """A mean over cases with its standard deviation and the 95% bootstrap interval of the mean."""
+    """A mean over n images with its standard deviation and the 95% bootstrap interval of the mean."""
 
     mean: float
     sd: float
@@ -96,17 +96,35 @@ class MeanWithInterval:
     n: int
 
 
-def bootstrap_mean(values: np.ndarray, *, seed: int = 0) -> MeanWithInterval:
-    """Mean, spread and interval over cases (one value a patient); nan values are left out."""
-    defined = np.asarray(values, dtype=np.float64)
-    defined = defined[np.isfinite(defined)]
+def bootstrap_mean(values: np.ndarray, *, cases: Sequence[str] | None = None, seed: int = 0) -> MeanWithInterval:
+    """Mean and spread over images, and the interval where cases are drawn again, each with all of its images.
+
+    Images of one patient are alike: drawn one by one, they would count as that many patients.
+
+    Args:
+        values: (n,) of images; nan is left out.
+        cases: (n,) case of each; without, each image is one.
+        seed: Of the draws.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    is_defined = np.isfinite(values)
+    defined = values[is_defined]
     if len(defined) == 0:
         return MeanWithInterval(float("nan"), float("nan"), (float("nan"), float("nan")), 0)
-    rng = np.random.default_rng(seed)
-    means = defined[rng.integers(0, len(defined), (N_BOOTSTRAP, len(defined)))].mean(1)
-    low, high = np.percentile(means, [2.5, 97.5])
+    of_case = group_by_case((np.arange(len(values)) if cases is None else np.asarray(cases))[is_defined])
+    sums, sizes = np.array([defined[numbers].sum() for numbers in of_case]), np.array([len(of) for of in of_case])
+    drawn = np.random.default_rng(seed).integers(0, len(of_case), (N_BOOTSTRAP, len(of_case)))
+    low, high = np.percentile(sums[drawn].sum(1) / sizes[drawn].sum(1), [2.5, 97.5])
     sd = float(defined.std(ddof=1)) if len(defined) > 1 else float("nan")
     return MeanWithInterval(float(defined.mean()), sd, (float(low), float(high)), len(defined))
+
+
+def group_by_case(cases: Iterable[Hashable]) -> list[np.ndarray]:
+    """The numbers of the images of each case, in the order in which cases come."""
+    numbers: dict[Hashable, list[int]] = {}
+    for number, case in enumerate(cases):
+        numbers.setdefault(case, []).append(number)
+    return [np.array(of_case) for of_case in numbers.values()]
 
 
 def rounded(value: float) -> float | None:

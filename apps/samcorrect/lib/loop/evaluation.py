@@ -19,6 +19,7 @@ from samcorrect.lib.core.metrics import (
 from samcorrect.lib.core.quality import agreement
 from samcorrect.lib.errors import ImageError, LabelError, StoreError
 from samcorrect.lib.loop.rounds import RunResult
+from samcorrect.lib.loop.students import cases_of
 from samcorrect.lib.loop.workspace import Workspace
 from samcorrect.lib.protocol import Protocol
 from samcorrect.lib.store.labels import LabelStore
@@ -40,12 +41,13 @@ MAX_FAULTS = 5
 
 @dataclass(frozen=True)
 class Case:
-    """An image with its true label map on its grid."""
+    """An image with its true label map on its grid, and the case (patient) that it is of."""
 
     image_id: str
     file_name: str
     volume: Volume
     truth: np.ndarray
+    case_id: str = ""
 
     @property
     def has_spacing(self) -> bool:
@@ -57,17 +59,18 @@ class Case:
 class CaseScores:
     """Dice, surface Dice and 95% Hausdorff distance of n images and K structures, (n, K). Where truth and prediction
     are both empty they are 1, 1 and 0, where one is, 0, 0 and the image's diagonal. The distances are in mm, or, unless
-    `is_mm`, in pixels.
+    `is_mm`, in pixels. `cases` are those of the images, as intervals count them; None where each image is one.
     """
 
     dice: np.ndarray
     surface_dice: np.ndarray
     hausdorff95: np.ndarray
     is_mm: bool
+    cases: Sequence[str] | None = None
 
     @property
     def case_dice(self) -> np.ndarray:
-        """(n,) mean Dice over the structures of each case."""
+        """(n,) mean Dice over the structures of each image."""
         return np.nanmean(self.dice, 1)
 
 
@@ -147,7 +150,7 @@ def load_cases(store: LabelStore, truth: GroundTruth, protocol: Protocol) -> lis
             except ImageError as error:
                 store.ledger.quarantine(row.id, str(error))
                 continue
-            cases.append(Case(row.id, row.path, volume, truth.label_map(row.id, volume)))
+            cases.append(Case(row.id, row.path, volume, truth.label_map(row.id, volume), row.case_id))
     if not cases:
         raise LabelError(f"no file in {truth.folder} has the name of an image; a ground truth is named like its image")
     truth.require_indices(set().union(*(np.unique(case.truth).tolist() for case in cases)), protocol)
@@ -181,13 +184,15 @@ def evaluate_cases(
             surface[number, k] = surface_dice(one, other, tolerance_mm=tolerance_mm, spacing_mm=spacing_mm)
             distances[number, k] = hausdorff95(one, other, spacing_mm=spacing_mm)
     is_mm = pixel_mm is not None or all(case.has_spacing for case in cases)
-    return CaseScores(values, surface, distances, is_mm)
+    counted = cases_of([case.image_id for case in cases], [case.case_id for case in cases])
+    return CaseScores(values, surface, distances, is_mm, counted)
 
 
 def summarise_arm(scores: CaseScores, names: Sequence[str], *, is_prompted: bool) -> dict[str, Any]:
     """One arm of the table; intervals are bootstrapped over cases. Of the distances in mm and in px, one is None."""
     unit, other_unit = ("mm", "px") if scores.is_mm else ("px", "mm")
-    summary, surface = bootstrap_mean(scores.case_dice), bootstrap_mean(np.nanmean(scores.surface_dice, 1))
+    summary = bootstrap_mean(scores.case_dice, cases=scores.cases)
+    surface = bootstrap_mean(np.nanmean(scores.surface_dice, 1))
     structures = {}
     for k, name in enumerate(names):
         of_name, of_surface = bootstrap_mean(scores.dice[:, k]), bootstrap_mean(scores.surface_dice[:, k])
@@ -213,7 +218,7 @@ def summarise_arm(scores: CaseScores, names: Sequence[str], *, is_prompted: bool
 
 def compare_arms(one: CaseScores, other: CaseScores, *, seed: int = 0) -> dict[str, Any]:
     """Paired difference of the mean Dice, one - other, with its 95% bootstrap interval over cases."""
-    difference = bootstrap_mean(one.case_dice - other.case_dice, seed=seed)
+    difference = bootstrap_mean(one.case_dice - other.case_dice, cases=one.cases, seed=seed)
     return {
         "dice_difference_mean": rounded(difference.mean),
         "ci95": [rounded(v) for v in difference.ci95],

@@ -221,8 +221,7 @@ def _hold_out(cohort: Cohort, numbers: np.ndarray, data: TrainingData, *, seed: 
     is_trusted = (data.sampling[lengths.cumsum(0) - lengths] >= TRUSTED_SAMPLING).numpy()
     if is_trusted.sum() < MIN_IMAGES_TO_HOLD_OUT:
         return data
-    case_ids = [cohort.images[n].case_id for n in numbers]
-    cases = case_ids if _are_cases(case_ids) else [cohort.images[n].id for n in numbers]
+    cases = cases_of([cohort.images[n].id for n in numbers], [cohort.images[n].case_id for n in numbers])
     trusted = list(dict.fromkeys(case for case, is_good in zip(cases, is_trusted, strict=True) if is_good))
     order = np.random.default_rng(seed).permutation(len(trusted))
     chosen = {trusted[number] for number in order[: max(1, round(HELD_OUT_SHARE * len(trusted)))]}
@@ -232,9 +231,7 @@ def _hold_out(cohort: Cohort, numbers: np.ndarray, data: TrainingData, *, seed: 
 
 def split_cases(case_ids: Sequence[str], *, seed: int) -> list[np.ndarray]:
     """Two folds of image numbers, each in rising order; no case is in both unless there are too few cases."""
-    cases = list(case_ids)
-    if not _are_cases(cases):
-        cases = [str(number) for number in range(len(cases))]
+    cases = cases_of([str(number) for number in range(len(case_ids))], case_ids)
     names = list(dict.fromkeys(cases))
     order = np.random.default_rng(seed).permutation(len(names))
     first = {names[number] for number in order[0::2]}
@@ -246,6 +243,11 @@ def teachers_of(fold: np.ndarray, is_held_out: np.ndarray) -> np.ndarray:
     """The numbers of a fold that are not held out; all of them where each is."""
     teachers = fold[~is_held_out[fold]]
     return teachers if len(teachers) else fold
+
+
+def cases_of(image_ids: Sequence[str], case_ids: Sequence[str]) -> list[str]:
+    """The case of each image: its patient, or the image itself where cases are too few to be patients."""
+    return list(case_ids if _are_cases(case_ids) else image_ids)
 
 
 def _are_cases(case_ids: Sequence[str]) -> bool:
