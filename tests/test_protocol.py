@@ -78,6 +78,18 @@ def test_a_boxes_file_gives_each_image_its_box_in_two_and_in_three_dimensions(wr
     assert protocol.box_vox(structure, "a.nii.gz", (9, 9, 9)).tolist() == [[1, 3], [2, 4], [5, 6]]
 
 
+@pytest.mark.parametrize("columns", ["", ",z0,z1"])
+def test_a_row_without_coordinates_says_that_the_structure_is_not_there(write, columns):
+    some, none = ("1,2,3,4,5,6", ",,,,,") if columns else ("1,2,3,4", ", ,,")
+    rows = f"a.nii,heart,{some}\nb.nii,heart,{none}\n{','.join([''] * (some.count(',') + 3))}\n"
+    protocol = load_protocol(write(heart(BOXES_FILE), boxes=HEADER.strip() + columns + "\n" + rows))
+    structure = protocol.structures[0]
+    assert protocol.box_vox(structure, "a.nii", (9, 9, 9)) is not None
+    assert protocol.box_vox(structure, "b.nii", (9, 9, 9)) is None
+    assert protocol.box_vox(structure, "patient/b.nii", (9, 9, 9)) is None
+    assert protocol.usual_sizes_vox == ({"heart": (2, 2, 1)} if columns else {})
+
+
 def test_the_usual_size_of_a_structure_is_the_median_of_its_boxes_of_volumes(write):
     rows = "a.nii,heart,0,0,4,8,0,2\nb.nii,heart,1,1,3,5,2,6\nc.nii,heart,0,0,9,9,0,3\n"
     protocol = load_protocol(write(heart(BOXES_FILE), boxes=HEADER.strip() + ",z0,z1\n" + rows))
@@ -255,6 +267,13 @@ def test_an_index_or_a_name_given_twice_is_named(write):
         (HEADER + "a.png,lung,0,0,1,1\n", "{}: no row has the label 'heart'"),
         (HEADER + "a.png,heart,0,0,1,one\n", "{}, line 2: a coordinate is missing or not a number: a.png, heart, 0"),
         (HEADER + "a.png,heart,0,0,1\n", "{}, line 2: a coordinate is missing or not a number"),
+        (
+            HEADER + "a.png,heart,0,,1,1\n",
+            "{}, line 2: a coordinate is missing or not a number: a.png, heart, 0, , 1, 1",
+        ),
+        (HEADER + "a.png,heart,,,,\na.png,heart,0,0,1,1\n", "{}, line 3: a second box for a.png and heart"),
+        (HEADER.strip() + ",z0,z1\na.nii,heart,0,0,1,1,,\n", "{}, line 2: a coordinate is missing or not a number"),
+        (HEADER + "a.png,heart\n", "{}, line 2: a coordinate is missing or not a number: a.png, heart"),
         (HEADER + "a.png\n", "{}, line 2: a coordinate is missing or not a number: a.png"),
         (HEADER + "a.png,heart,0,0,1,1,2,3\n", "{}, line 2: 8 values for 6 columns"),
         (HEADER + "a.png,heart,0,0,1,1,2\n", "{}, line 2: 7 values for 6 columns"),
@@ -310,6 +329,8 @@ def test_an_image_without_a_row_or_with_a_box_outside_it_is_named(write):
     protocol = load_protocol(write(heart(BOXES_FILE), boxes=HEADER + "a.png,heart,50,0,60,9\n"))
     structure = protocol.structures[0]
     with pytest.raises(ProtocolError, match=r"b\.png: boxes\.csv has no row for the label 'heart'"):
+        protocol.box_vox(structure, "b.png", (99, 99, 1))
+    with pytest.raises(ProtocolError, match=r"where it is not in the image, a row with empty coordinates says so"):
         protocol.box_vox(structure, "b.png", (99, 99, 1))
     with pytest.raises(
         ProtocolError, match=r"a\.png: the box of 'heart' in boxes\.csv lies outside the image \(50, 20, 1\)"

@@ -23,6 +23,20 @@ def test_a_shrunken_mask_by_hand():
     np.testing.assert_array_equal(shrink_masks(masks, 8), masks)
 
 
+def test_a_mask_smaller_than_a_pixel_of_the_frame_does_not_vanish():
+    masks = np.zeros((3, 2, 64, 64), bool)
+    masks[0, 1, 30, 9:11] = True
+    masks[2, :, 8:40, 8:40] = True
+    masks[2, 1] = masks[0, 1]
+
+    small = shrink_masks(masks, 8)
+
+    assert small.sum((1, 2, 3)).tolist() == [1, 0, 16]
+    assert small[0, 1, 3, 1]
+    # Where a mask has more than that, its slices are as they would be alone.
+    assert not small[2, 1].any()
+
+
 def test_labels_that_were_not_prompted_have_no_candidates(labelled):
     workspace = labelled(shares_trainings=False)
     cohort = load_cohort(workspace, best_labels(workspace))

@@ -65,6 +65,28 @@ def test_labels_that_are_rightly_empty_are_good_and_hide_no_bad_one(labelled):
     assert (scores[[*shifted, wrongly_empty]] < 0.5).all()
 
 
+def test_a_tiny_label_that_peers_do_not_see_ranks_below_the_others(labelled):
+    workspace, tiny, first = labelled(is_bad=lambda _: False), "case4", 0
+    image, index = workspace.store.read_image(tiny), workspace.require_protocol().indices[first]
+    label_map = workspace.store.read_label(workspace.store.label(tiny, "original"))
+    label_map[label_map == index] = 0
+    label_map[20, 40, 0] = index
+    workspace.store.save_label_map(tiny, label_map, tag="original", maker="test", affine=image.affine)
+    cohort = load_cohort(workspace, best_labels(workspace))
+    number = [row.id for row in cohort.images].index(tiny)
+    # The peers see all of the other images a little differently, and in this one nothing.
+    seen = torch.roll(cohort.targets, 1, dims=2)
+    seen[number][seen[number] == first + 1] = 0
+    probs = one_hot(seen.long(), 3).permute(0, 3, 1, 2) * 0.94 + 0.02
+    peers = Peers(probs, np.full((10, 2), -1), np.full((10, 2), -1), *np.ones((2, 2), bool))
+
+    columns, forms = measure_labels(cohort, [None] * 10, peers)
+    scores = fuse_structures(with_typicality(columns, forms), peers)[:, first]
+
+    assert scores.argmin() == number
+    assert scores[number] < 0.2 < np.delete(scores, number).min()
+
+
 def test_a_label_that_is_a_little_too_large_all_along_stands_out_among_ragged_ones(labelled):
     workspace = labelled(is_bad=lambda _: False)
     cohort = load_cohort(workspace, best_labels(workspace))

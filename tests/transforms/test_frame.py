@@ -163,6 +163,47 @@ def test_slices_stay_apart():
     assert [int(c.max()) for c in labels_to_frame(label_map, (4,), 8)] == [0, 1, 0]
 
 
+@pytest.mark.parametrize(("side", "size"), [(1024, 7), (1024, 1), (512, 3), (300, 1)])
+@pytest.mark.parametrize("at", [0, 100, 203])
+def test_a_structure_smaller_than_a_pixel_keeps_its_strongest_one(side, size, at):
+    label_map = np.zeros((side, side, 3), np.uint8)
+    label_map[at : at + size, at : at + size, 1] = 2
+    label_map[at, at, 2] = 2  # less of it there
+
+    channels = labels_to_frame(label_map, (5, 2), 128)
+
+    ((number, row, column),) = np.argwhere(channels.numpy())
+    assert channels[number, row, column] == 2
+    assert number == 1 or size == 1
+    centre = (at + size / 2) * 128 / side
+    assert max(abs(row + 0.5 - centre), abs(column + 0.5 - centre)) <= 1
+
+
+def test_structures_smaller_than_a_pixel_take_none_that_is_the_only_one_of_another():
+    label_map = np.full((80, 80, 1), 4, np.uint8)  # of a structure all around
+    label_map[40, 40], label_map[41, 41], label_map[42, 42] = 1, 2, 3
+
+    channels = labels_to_frame(label_map, (1, 2, 3, 4), 8)
+
+    assert channels.flatten().bincount().tolist() == [0, 1, 1, 1, 61]
+    assert all((np.abs(np.argwhere(channels[0].numpy() == k + 1) - 4.5) <= 1.5).all() for k in range(3))
+    assert torch.equal(channels, labels_to_frame(label_map, (1, 2, 3, 4), 8))
+
+
+def test_where_no_structure_vanishes_the_strongest_alone_decides(rng):
+    blocks = rng.integers(0, 4, (5, 5, 3))
+    label_map = np.kron(blocks, np.ones((9, 9, 1), int)) * (rng.random((45, 45, 3)) > 0.1)
+    soft = torch.stack([to_frame((label_map == index).astype(np.float32), 20) for index in (3, 1, 2)])
+
+    channels = labels_to_frame(label_map, (3, 1, 2), 20)
+
+    assert torch.equal(channels, torch.where(soft.max(0)[0] >= 0.5, soft.argmax(0) + 1, 0))
+    # A slice may lose the structure where another keeps it.
+    label_map[:, :, 0][label_map[:, :, 0] == 3] = 0
+    label_map[20, 20, 0] = 3
+    assert not (labels_to_frame(label_map, (3, 1, 2), 20)[0] == 1).any()
+
+
 @pytest.mark.parametrize("shape_hw", [(512, 512), (300, 450), (451, 307), (97, 101), (35, 50)])
 @pytest.mark.parametrize("side_px", [64, 128, 256])
 def test_a_mask_into_the_frame_and_back_keeps_its_place(shape_hw, side_px, rng):

@@ -63,7 +63,10 @@ class BoxPrompt(_Strict):
 
 
 class BoxesFilePrompt(_Strict):
-    """A CSV with one box per image and structure in pixels: image, label, x0, y0, x1, y1[, z0, z1]; half-open."""
+    """A CSV with one box per image and structure in pixels: image, label, x0, y0, x1, y1[, z0, z1]; half-open.
+
+    A row whose coordinates are all empty says that the structure is not in the image.
+    """
 
     source: Literal["boxes_file"]
     path: Path
@@ -95,6 +98,8 @@ class Protocol(_TopLevel):
 
     `window_hu` says that the images are CT and is the window of every structure that has none of its own. Without any
     window images are scaled by their percentiles.
+
+    `boxes` are the rows of the boxes files by image and structure; () where the structure is not in the image.
     """
 
     structures: tuple[Structure, ...] = Field(min_length=1)
@@ -135,7 +140,8 @@ class Protocol(_TopLevel):
             shape_hwd: Voxels along the three array axes.
 
         Returns:
-            (3, 2) float64, half-open [start, stop) in voxels along the array axes; None for source `student`.
+            (3, 2) float64, half-open [start, stop) in voxels along the array axes; None for source `student`, and where
+            the boxes file says that the structure is not in the image.
 
         Raises:
             ProtocolError: The boxes file has no usable box for this image.
@@ -149,7 +155,12 @@ class Protocol(_TopLevel):
         name = structure.name
         values = self.boxes.get((image_name, name), self.boxes.get((PurePosixPath(image_name).name, name)))
         if values is None:
-            raise ProtocolError(f"{image_name}: {prompt.path} has no row for the label {structure.name!r}")
+            raise ProtocolError(
+                f"{image_name}: {prompt.path} has no row for the label {structure.name!r}; "
+                "where it is not in the image, a row with empty coordinates says so"
+            )
+        if not values:
+            return None
         x0, y0, x1, y1, z0, z1 = values if len(values) == 6 else (*values, 0.0, float(shape_hwd[2]))
         box = np.clip(np.array([[x0, x1], [y0, y1], [z0, z1]]), 0, shape)
         if (box[:, 1] - box[:, 0] < 1).any():
@@ -283,19 +294,31 @@ def _read_boxes(path: Path) -> tuple[dict[tuple[str, str], tuple[float, ...]], l
     if columns not in (CSV_COLUMNS, (*CSV_COLUMNS, "z0", "z1")):
         return {}, [f"{path}: the columns are {', '.join(columns)}; wanted {', '.join(CSV_COLUMNS)}[, z0, z1]"]
     for number, row in enumerate(rows[1:], start=2):
-        if not row:
+        if not any(row):  # as Excel leaves rows that were cleared
             continue
         try:
-            image, label, *values = row
-            x0, y0, x1, y1, *z = box = tuple(map(float, values))
-        except ValueError:
-            faults.append(f"{path}, line {number}: a coordinate is missing or not a number: {', '.join(row)}")
+            box = _box_of_row(row, len(columns))
+        except ValueError as error:
+            faults.append(f"{path}, line {number}: {error}")
             continue
-        if len(row) != len(columns):
-            faults.append(f"{path}, line {number}: {len(row)} values for {len(columns)} columns")
-        elif not np.isfinite(box).all() or x1 <= x0 or y1 <= y0 or (z and z[1] <= z[0]):
-            faults.append(f"{path}, line {number}: each stop must be above its start; got {', '.join(values)}")
-        elif (image, label) in boxes:
+        image, label = row[:2]
+        if (image, label) in boxes:
             faults.append(f"{path}, line {number}: a second box for {image} and {label}")
         boxes[image, label] = box
     return boxes, faults
+
+
+def _box_of_row(row: list[str], n_columns: int) -> tuple[float, ...]:
+    """The box of a row of a boxes file; () where all coordinates are empty. Raises ValueError, which says the fault."""
+    values = row[2:]
+    if len(row) == n_columns and not any(map(str.strip, values)):
+        return ()
+    try:
+        x0, y0, x1, y1, *z = box = tuple(map(float, values))
+    except ValueError as error:
+        raise ValueError(f"a coordinate is missing or not a number: {', '.join(row)}") from error
+    if len(row) != n_columns:
+        raise ValueError(f"{len(row)} values for {n_columns} columns")
+    if not np.isfinite(box).all() or x1 <= x0 or y1 <= y0 or (z and z[1] <= z[0]):
+        raise ValueError(f"each stop must be above its start; got {', '.join(values)}")
+    return box

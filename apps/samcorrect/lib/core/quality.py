@@ -160,8 +160,10 @@ def confidence_agreement(overlaps: np.ndarray, confidences: np.ndarray) -> float
         that are not empty, and where either is the same for all. Linear, since what is chosen is what lies far out.
     """
     is_filled = overlaps.diagonal() > 0
+    if is_filled.sum() < 3:
+        return float("nan")
     surest, confirmed = confidences[is_filled], overlaps[is_filled][:, is_filled].mean(1, dtype=np.float64)
-    if len(surest) < 3 or np.ptp(surest) == 0 or np.ptp(confirmed) == 0:
+    if np.ptp(surest) == 0 or np.ptp(confirmed) == 0:
         return float("nan")
     return float(np.corrcoef(surest, confirmed)[0, 1])
 

@@ -118,7 +118,7 @@ def _made(row: AuditRow, told: dict[str, Any]) -> str:
     boxes = [
         f"the box {', '.join(f'{v:.0f}' for v in prompt['box'])} of {name!r}"
         for name, prompt in told["prompts"].items()
-        if isinstance(prompt, dict) and "box" in prompt
+        if isinstance(prompt, dict) and prompt.get("box")
     ]
     source = f" from {' and '.join(boxes)}" if boxes else ""
     return f"{maker}{f' ({how})' if how else ''} made version {row.label_version_id}{source}{_thrown_out(told)}"

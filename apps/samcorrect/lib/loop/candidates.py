@@ -44,7 +44,7 @@ class Candidates:
             empty. Number 0 is the box as given.
         predicted_iou: (K,) mean over the prompted slices, in [0, 1].
         stability: (K,) likewise.
-        boxes: (K, 4) boxes along the first two axes, in voxels.
+        boxes: (K, 4) boxes along the first two axes, in voxels; all 0 where there was none, and no mask then.
     """
 
     masks: np.ndarray
@@ -67,9 +67,9 @@ class Candidates:
         told = (number, float(self.predicted_iou[number]), float(self.stability[number]))
         return dict(zip(OF_CANDIDATE, told, strict=True))
 
-    def box(self, number: int) -> list[float]:
-        """The box of a candidate, as a label's prompts have it."""
-        return [round(float(v), 2) for v in self.boxes[number]]
+    def box(self, number: int) -> list[float] | None:
+        """The box of a candidate, as a label's prompts have it; None where there was none."""
+        return [round(float(v), 2) for v in self.boxes[number]] if self.boxes[number].any() else None
 
 
 def prompting_student(workspace: Models) -> Student | None:
@@ -124,7 +124,7 @@ def find_candidates(workspace: Models, volume: Volume, image_name: str) -> list[
     found = []
     for number, structure in enumerate(protocol.structures):
         box, mask = protocol.box_vox(structure, image_name, volume.array.shape), None
-        if box is None:
+        if structure.prompt.source == "student":
             mask = student_label == structure.index
             box = box_of_mask(mask)
         if box is None:

@@ -57,6 +57,13 @@ class Cohort:
         return np.array([label.tag == TAG_FINAL for label in self.labels], dtype=bool)
 
     @property
+    def is_absent(self) -> np.ndarray:
+        """(n, K) bool: the label was made from a boxes file which says that the structure is not in the image."""
+        no_box = {"source": "boxes_file", "box": None}
+        told = [[label.prompts.get(name) == no_box for name in self.config.names] for label in self.labels]
+        return np.array(told, dtype=bool)
+
+    @property
     def n_structures(self) -> int:
         """Structures of the protocol."""
         return len(self.config.indices)

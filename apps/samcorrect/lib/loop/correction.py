@@ -79,7 +79,8 @@ def flag_labels(
 
     huang2023 takes the worst images, a share of `huang_noise_rate` (arXiv 2308.00883: 75%). Ours takes, for each
     structure, those that are more likely of the bad population than of the good one, or, where the scores of the first
-    round are one population, those that lie far below the better half; approved labels are never taken.
+    round are one population, those that lie far below the better half; approved labels are never taken, nor
+    structures of which the boxes file says that they are not in the image.
 
     Args:
         workspace: Its preset decides.
@@ -103,7 +104,7 @@ def flag_labels(
                 is_low[:, k] &= values[:, k] <= line
             elif not is_low[:, k].any():
                 is_low[:, k] = below_better_half(values[:, k])
-    return is_low & ~cohort.is_approved[:, None]
+    return is_low & ~cohort.is_approved[:, None] & ~cohort.is_absent
 
 
 def flag_ceiling(scores: Scores, flagged: np.ndarray) -> list[float]:
@@ -137,7 +138,7 @@ def correct_cohort(
     has_judge = scores.peers.is_judge & _has_judge(scores, untrusted)
     judged = flagged & has_judge
     is_doubtful = np.array([bool(told) for told in scores.doubts])
-    is_known = has_judge & ~cohort.is_approved[:, None]
+    is_known = has_judge & ~cohort.is_approved[:, None] & ~cohort.is_absent
     is_open = (judged | is_doubtful) & is_known
     if not is_known.any():
         return
@@ -271,6 +272,7 @@ def _correct_by_uncertainty(
             ).numpy()
             old = cohort.targets[span].numpy()
             new = huang_correct(old, probs[span].argmax(1).numpy(), passes)
+            new = np.where(np.isin(new, np.flatnonzero(cohort.is_absent[number]) + 1), old, new)
             if (new != old).any():
                 yield int(number), _huang_on_grid(cohort, int(number), old, new)
             progress(STAGE_CORRECT, done + 1, len(numbers))

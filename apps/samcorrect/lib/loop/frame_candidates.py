@@ -11,7 +11,7 @@ from samcorrect.lib.loop.candidates import find_candidates
 from samcorrect.lib.loop.cohort import Cohort
 from samcorrect.lib.loop.pseudo_label import choose_candidates
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
-from samcorrect.lib.transforms.frame import to_frame
+from samcorrect.lib.transforms.frame import labels_to_frame
 
 STAGE_READ_CANDIDATES = "reading SAM candidates"
 
@@ -93,10 +93,13 @@ def _of_image(workspace: Workspace, cohort: Cohort, number: int) -> list[FrameCa
 
 
 def shrink_masks(masks: np.ndarray, side_px: int) -> np.ndarray:
-    """(K, D, side, side) masks of SAM's frame in a frame of another side; both pad one share of their far ends."""
-    flat = masks.reshape(-1, *masks.shape[2:])
-    small = np.zeros((len(flat), side_px, side_px), bool)
-    filled = flat.any((1, 2))
-    if filled.any():
-        small[filled] = (to_frame(flat[filled].astype(np.float32).transpose(1, 2, 0), side_px) >= 0.5).numpy()
-    return small.reshape(*masks.shape[:2], side_px, side_px)
+    """(K, D, side, side) masks of SAM's frame in a frame of another side; both pad one share of their far ends.
+
+    They are made smaller as labels are, so that one that is not empty stays so.
+    """
+    small = np.zeros((*masks.shape[:2], side_px, side_px), bool)
+    for mask, of_mask in zip(masks, small, strict=True):
+        filled = mask.any((1, 2))
+        if filled.any():
+            of_mask[filled] = (labels_to_frame(mask[filled].transpose(1, 2, 0), (1,), side_px) == 1).numpy()
+    return small

@@ -257,8 +257,10 @@ def _assemble(models: Models, volume: Volume, candidates: list[Candidates], chos
             "source": structure.prompt.source,
             "box": found.box(number),
         }
+        # Where a person said that the structure is not there, nobody asked SAM, which is not unsure of the empty mask.
+        is_asked = structure.prompt.source != "boxes_file" or found.box(number) is not None
         structures[structure.name] = {
-            **found.info(number),
+            **(found.info(number) if is_asked else {}),
             "prompt_agreement": rounded(prompt_agreement(found.overlaps)),
             "confidence_agreement": _none_if_nan(confidence_agreement(found.overlaps, found.confidence)),
             "usual_shape": [_none_if_nan(v) for v in _usual_shape(found)],

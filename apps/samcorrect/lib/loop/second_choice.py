@@ -40,7 +40,7 @@ class SecondChoice:
     score_before: float
     score_after: float
     info: Mapping[str, float]
-    box: list[float]
+    box: list[float] | None
     name: str
     is_changed: ClassVar[bool] = True
 

@@ -66,6 +66,9 @@ def to_frame(array_hwd: np.ndarray, side_px: int, *, seen_hw: tuple[int, int] | 
 def labels_to_frame(label_map_hwd: np.ndarray, indices: tuple[int, ...], side_px: int) -> torch.Tensor:
     """Resize a label map structure by structure and let the strongest win, so thin parts do not depend on pixel phase.
 
+    A structure that is too small for the frame keeps its strongest pixel, in one slice: an empty mask would say that it
+    is not in the image.
+
     Args:
         label_map_hwd: (H, W, D) integer.
         indices: The label index of each structure, in channel order.
@@ -76,7 +79,14 @@ def labels_to_frame(label_map_hwd: np.ndarray, indices: tuple[int, ...], side_px
     """
     soft = torch.stack([to_frame((label_map_hwd == index).astype(np.float32), side_px) for index in indices])
     strongest, channel = soft.max(0)
-    return torch.where(strongest >= 0.5, channel + 1, torch.zeros_like(channel))
+    channels = torch.where(strongest >= 0.5, channel + 1, torch.zeros_like(channel))
+    for k, of_structure in enumerate(soft):
+        if of_structure.any() and not (channels == k + 1).any():
+            # Not the only pixel of another structure, which would vanish in its place.
+            n_pixels = channels.flatten().bincount(minlength=len(indices) + 1)
+            is_only = (n_pixels[channels] == 1) & (channels > 0)
+            channels.view(-1)[of_structure.masked_fill(is_only, 0).argmax()] = k + 1
+    return channels
 
 
 def from_frame(
