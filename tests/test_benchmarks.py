@@ -109,7 +109,7 @@ def test_no_patient_both_calibrates_and_is_judged(measure, calibrated, rng):
         # Three patients have the 20 labels; what they have besides is in neither part.
         assert (len(left), len(approved)) == (96, 20)
         assert not {case_of[s] for s in left} & {case_of[s] for s in approved}
-    assert measure(scores, rng.random(120), ["one"] * 120)["coverage"] is None
+    assert measure(scores, rng.random(120), cases=["one"] * 120)["coverage"] is None
 
 
 def test_labels_of_a_patient_each_are_drawn_as_ever(measure, calibrated, rng):
