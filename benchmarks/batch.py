@@ -125,9 +125,11 @@ class PlainLoop:
                 encode_s.append(time.perf_counter() - started)
                 label = np.zeros(size, np.uint8)
                 for structure in self.protocol.structures:
-                    box = self.protocol.box_vox(structure, file.name, (*shape_yx[::-1], 1))[:2]
+                    box = self.protocol.box_vox(structure, file.name, (*shape_yx[::-1], 1))
+                    if box is None:  # it is not in the image
+                        continue
                     rng = np.random.default_rng(0)
-                    boxes = candidate_boxes(box, tuple(shape_yx[::-1]), n_candidates=self._n_candidates, rng=rng)
+                    boxes = candidate_boxes(box[:2], tuple(shape_yx[::-1]), n_candidates=self._n_candidates, rng=rng)
                     best = -1.0
                     for box_xyxy in torch.as_tensor(boxes * SIDE_PX / shape_yx.max(), dtype=torch.float32):
                         started = time.perf_counter()

@@ -87,6 +87,9 @@ def write_shifted_protocol(workspace: Workspace, folder: Path, *, share: float) 
         shape = workspace.store.read_image(image.id).array.shape
         for structure in protocol.structures:
             box = protocol.box_vox(structure, image.path, shape)
+            if box is None and structure.prompt.source == "boxes_file":  # it is not in the image
+                rows.append([image.path, structure.name, *[""] * 6])
+                continue
             if box is None:
                 raise ValueError(f"{structure.name!r} is prompted by the student and has no box to move")
             # Inside the image and at least two voxels wide, or the protocol is refused.

@@ -183,6 +183,25 @@ def test_shifted_boxes_of_volumes_keep_the_window_and_the_slices_that_a_box_was_
     assert lung[2].tolist() != pytest.approx([1.2, 4.8])
 
 
+def test_what_is_not_in_an_image_has_no_shifted_box(module, make_studies, tmp_path):
+    studies = make_studies("a.png", "b.png")
+    (studies / "boxes.csv").write_text(
+        "image,label,x0,y0,x1,y1\na.png,lung,2,3,9,8\nb.png,lung,,,,\n", encoding="utf-8"
+    )
+    (studies / "protocol.yaml").write_text(
+        "structures: [{name: lung, index: 1, prompt: {source: boxes_file, path: boxes.csv}}]\n", encoding="utf-8"
+    )
+    workspace = open_workspace(studies, Settings(state=tmp_path / "state"))
+    workspace.store.rescan()
+
+    protocol = load_protocol(module("noise").write_shifted_protocol(workspace, tmp_path / "boxes", share=0.2))
+
+    workspace.store.ledger.close()
+    there, absent = (protocol.box_vox(protocol.structures[0], name, (16, 12, 1)) for name in ("a.png", "b.png"))
+    assert there.shape == (3, 2)
+    assert absent is None
+
+
 def test_truth_that_is_missing_is_told_and_refused_where_a_person_needs_it(module, phantoms, options, tmp_path, capsys):
     labels = tmp_path / "labels"
     shutil.copytree(phantoms.labels, labels)
