@@ -146,3 +146,10 @@ def _on_scale(fused: np.ndarray, reference: np.ndarray) -> np.ndarray:
 def worst_structure(values: np.ndarray) -> int:
     """Which of (K,) scores is the lowest: what the whole label counts as; the first where none is defined."""
     return int(np.nanargmin(values)) if np.isfinite(values).any() else 0
+
+
+def places_in_ledger(values: np.ndarray, indices: Sequence[int]) -> list[tuple[int, int]]:
+    """(structure index, number among the (K,) scores) of each row of a label's quality: 0 is the whole label, which
+    counts as its worst structure.
+    """
+    return [(0, worst_structure(values)), *((index, k) for k, index in enumerate(indices))]

@@ -8,7 +8,7 @@ import numpy as np
 from samcorrect.lib.core.quality import agreement
 from samcorrect.lib.core.selection import WHYS_AT_RANDOM
 from samcorrect.lib.loop.workspace import Workspace
-from samcorrect.lib.store.schema import TAG_CORRECTED, TAG_FINAL, LabelVersionRow
+from samcorrect.lib.store.schema import TAG_CORRECTED, TAG_FINAL, LabelVersionRow, QualityRow
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,24 @@ def audit_finals(workspace: Workspace) -> list[LabelVersionRow]:
     return [final for final in finals if final.info.get("why_served") in WHYS_AT_RANDOM]
 
 
+def audited_labels(workspace: Workspace) -> list[tuple[LabelVersionRow, LabelVersionRow, dict[int, QualityRow]]]:
+    """Of the audit share the label of the machine's that a person saw, what the person made of it, and its quality;
+    those that were never scored are left out.
+    """
+    ledger, found = workspace.store.ledger, []
+    for final in audit_finals(workspace):
+        if final.parent_id is None:
+            continue
+        before = ledger.label_version(final.parent_id)
+        quality = ledger.quality(before.id)
+        if before.tag != TAG_FINAL and quality:
+            found.append((before, final, quality))
+    return found
+
+
 def approved_pairs(workspace: Workspace, rescored: Mapping[int, np.ndarray] | None = None) -> list[ApprovedPairs]:
     """Score and true Dice of the labels of the audit share, for each structure of the protocol.
+
     Those that the promotion gate holds out are among them, since nothing is trained here.
 
     Args:
@@ -41,13 +57,7 @@ def approved_pairs(workspace: Workspace, rescored: Mapping[int, np.ndarray] | No
     """
     store, indices = workspace.store, workspace.require_protocol().indices
     told, is_corrected = [], []
-    for final in audit_finals(workspace):
-        if final.parent_id is None:
-            continue
-        before = store.ledger.label_version(final.parent_id)
-        quality = store.ledger.quality(before.id)
-        if before.tag == TAG_FINAL or not quality:
-            continue
+    for before, final, quality in audited_labels(workspace):
         masks = store.read_label(before), store.read_label(final)
         is_corrected.append(before.tag == TAG_CORRECTED)
         scores = (rescored or {}).get(before.id, [quality[i].score if i in quality else None for i in indices])

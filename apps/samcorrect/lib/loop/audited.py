@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from samcorrect.lib.core.fusion import worst_structure
+from samcorrect.lib.core.fusion import places_in_ledger
 from samcorrect.lib.core.metrics import rounded
 from samcorrect.lib.errors import LabelError
-from samcorrect.lib.loop.approvals import audit_finals
+from samcorrect.lib.loop.approvals import audited_labels
 from samcorrect.lib.loop.cohort import Cohort
 from samcorrect.lib.loop.workspace import Workspace
 from samcorrect.lib.store.schema import TAG_FINAL, LabelVersionRow
@@ -17,7 +17,7 @@ from samcorrect.lib.transforms.frame import labels_to_frame
 
 @dataclass(frozen=True)
 class AuditedScores:
-    """What a scoring says of a labels that people replaced.
+    """What a scoring says of the a labels that people replaced.
 
     Attributes:
         labels: The labels.
@@ -40,14 +40,12 @@ def audited_cohort(workspace: Workspace, cohort: Cohort) -> Cohort | None:
     Spans are those of the cohort, so that what is known of its slices is known of these. None where there are none.
     """
     store, config = workspace.store, cohort.config
-    replaced = {final.image_id: final.parent_id for final in audit_finals(workspace) if final.parent_id is not None}
+    replaced = {before.image_id: before for before, _, _ in audited_labels(workspace)}
     numbers, labels, targets = [], [], cohort.scratch.copy(cohort.targets) if replaced else cohort.targets
     for number, (image, today) in enumerate(zip(cohort.images, cohort.labels, strict=True)):
         if today.tag != TAG_FINAL or image.id not in replaced:
             continue
-        label = store.ledger.label_version(replaced[image.id])
-        if label.tag == TAG_FINAL or not store.ledger.quality(label.id):
-            continue
+        label = replaced[image.id]
         try:
             label_map = store.read_label(label)
         except LabelError:  # it can calibrate nothing, and the person's label stands
@@ -69,8 +67,7 @@ def write_audited(workspace: Workspace, audited: AuditedScores) -> None:
     changes = []
     for number, label in enumerate(audited.labels):
         rows, values = workspace.store.ledger.quality(label.id), audited.structure_scores[number]
-        indices = workspace.require_protocol().indices
-        for index, k in ((0, worst_structure(values)), *((index, k) for k, index in enumerate(indices))):
+        for index, k in places_in_ledger(values, workspace.require_protocol().indices):
             if index in rows:
                 told = {name: rounded(of[number]) for name, of in audited.features[k].items()}
                 changes.append({"id": rows[index].id, "score": rounded(values[k]), "features": told})

@@ -23,7 +23,7 @@ from samcorrect.lib.core.metrics import dice, rounded
 from samcorrect.lib.errors import ImageError, LabelError
 from samcorrect.lib.loop.approvals import audit_finals
 from samcorrect.lib.loop.cohort import Cohort, standing
-from samcorrect.lib.loop.students import MIN_CASES, Trained
+from samcorrect.lib.loop.students import Trained, cases_of
 from samcorrect.lib.loop.workspace import Workspace
 from samcorrect.lib.networks.student import Student
 from samcorrect.lib.store.image_ids import log_name
@@ -74,9 +74,9 @@ def hold_out_cases(workspace: Workspace, cohort: Cohort) -> np.ndarray:
     out once stays so, also where images count as other cases by now.
     """
     ledger = workspace.store.ledger
-    case_of = {row.id: row.case_id for row in ledger.images()}
-    if len(set(case_of.values())) < MIN_CASES:
-        case_of = {image_id: image_id for image_id in case_of}
+    rows = ledger.images()
+    image_ids = [row.id for row in rows]
+    case_of = dict(zip(image_ids, cases_of(image_ids, [row.case_id for row in rows]), strict=True))
     before = set(ledger.held_out_images())
     asked = [*sorted(before), *(final.image_id for final in audit_finals(workspace))]
     drawn = dict.fromkeys(case_of[i] for i in asked if i in case_of and _draw(case_of[i]) < HELD_OUT_SHARE)

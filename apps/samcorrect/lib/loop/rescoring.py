@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from samcorrect.lib.core.calibration import ExpectedDice
-from samcorrect.lib.core.fusion import worst_structure
+from samcorrect.lib.core.fusion import places_in_ledger
 from samcorrect.lib.core.metrics import rounded
 from samcorrect.lib.core.quality import FEATURES
 from samcorrect.lib.errors import LabelError
@@ -171,8 +171,7 @@ def _refresh_expected(
     changes = []
     for number, label in enumerate(labels):
         rows = qualities[label.id]
-        worst = worst_structure(scores.structure_scores[number])
-        for index, k in ((0, worst), *((index, k) for k, index in enumerate(indices))):
+        for index, k in places_in_ledger(scores.structure_scores[number], indices):
             if index in rows and rows[index].n_approved != scores.expected[k].n_approved[number]:
                 changes.append({"id": rows[index].id, **_expected_columns(scores.expected[k], number)})
     if changes:
