@@ -7,7 +7,7 @@ import torch
 
 from samcorrect.lib.errors import TrainingError
 from samcorrect.lib.networks import training as training_module
-from samcorrect.lib.networks.samples import TrainingData
+from samcorrect.lib.networks.samples import Samples, TrainingData
 from samcorrect.lib.networks.student import StudentConfig, build_network, predict_frames, student_bytes
 from samcorrect.lib.networks.training import train_network
 
@@ -48,6 +48,23 @@ def squares() -> TrainingData:
 
 def zeros(logits: torch.Tensor, targets: torch.Tensor, *, progress: float) -> torch.Tensor:
     return torch.zeros(targets.shape)
+
+
+@pytest.mark.parametrize("dims", ["2d", "3d"])
+def test_a_structure_is_looked_for_where_it_is_largest(dims):
+    """A structure in one of sixty volumes, of which the slices that are spread over all of them miss the middle."""
+    targets = torch.zeros(60 * 16, SIDE_PX, SIDE_PX, dtype=torch.int64)
+    targets[:, 2:30, 2:30] = 1
+    for depth, width in zip(range(3, 13), (1, 2, 4, 6, 8, 8, 6, 4, 2, 1), strict=True):
+        targets[31 * 16 + depth, 10 : 10 + width, 10 : 10 + width] = 2
+    data = TrainingData(torch.zeros(targets.shape), targets, None, torch.ones(len(targets)), lengths=(16,) * 60)
+
+    samples = Samples(data, replace(CONFIG, dims=dims))
+
+    assert {31 * 16 + 7, 31 * 16 + 8} <= set(samples.learnt.tolist())
+    not_drawn = replace(data, sampling=torch.ones(len(targets)).index_fill(0, torch.arange(31 * 16, 32 * 16), 0))
+    unknown = Samples(not_drawn, replace(CONFIG, dims=dims)).learnt
+    assert not ((unknown >= 31 * 16) & (unknown < 32 * 16)).any()
 
 
 @pytest.mark.parametrize(("dims", "is_held_out"), [("2d", False), ("2d", True), ("3d", False)])

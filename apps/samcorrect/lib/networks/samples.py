@@ -12,6 +12,9 @@ from samcorrect.lib.networks.windows import OFFSETS, slice_windows
 SLICES_AT_ONCE = 256
 # Slices that a check looks at; as much work as a training step or two.
 CHECK_SLICES = 24
+# Of each structure, the slices where it is largest, which are looked at besides: a training that misses the tips of a
+# rare structure has not lost it.
+LARGEST_SLICES = 4
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,12 @@ class Samples:
         lengths = data.lengths or (1,) * len(self.numbers)
         self.windows, self.is_inside = slice_windows(lengths, OFFSETS[config.dims])
         self.sampling = data.sampling if data.held_out is None else data.sampling * ~data.held_out
-        has_object = torch.cat([self._has_object(numbers) for numbers in self.numbers.split(SLICES_AT_ONCE)])
-        self.learnt = self._spread(has_object & (self.sampling > 0))
+        n_structures = len(config.indices)
+        sizes = torch.cat([self._sizes(numbers, n_structures) for numbers in self.numbers.split(SLICES_AT_ONCE)])
+        has_object = sizes.any(1)
+        sizes[self.sampling <= 0] = 0
+        largest = sizes.topk(min(LARGEST_SLICES, len(sizes)), dim=0)
+        self.learnt = torch.cat([self._spread(sizes.any(1)), largest.indices[largest.values > 0]]).unique()
         self.held_out = self._spread(has_object & data.held_out) if data.held_out is not None else self.learnt[:0]
 
     def batch(self, drawn: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -69,11 +76,12 @@ class Samples:
         """(B, T, side, side) to the shape of the logits without channels: (B, side, side) or (B, side, side, T)."""
         return of_slices.permute(0, 2, 3, 1) if self.is_3d else of_slices[:, 0]
 
-    def _has_object(self, numbers: torch.Tensor) -> torch.Tensor:
-        is_object = self.data.targets[numbers] > 0
+    def _sizes(self, numbers: torch.Tensor, n_structures: int) -> torch.Tensor:
+        """(M, K) pixels of each structure in some slices, of those that weigh anything."""
+        targets = self.data.targets[numbers]
         if self.data.weights is not None:
-            is_object &= self.data.weights[numbers] > 0
-        return is_object.flatten(1).any(1)
+            targets = targets.masked_fill(self.data.weights[numbers] == 0, 0)
+        return torch.stack([(targets == k + 1).flatten(1).sum(1) for k in range(n_structures)], 1)
 
     def _spread(self, chosen: torch.Tensor) -> torch.Tensor:
         """At most CHECK_SLICES of the chosen slices, or blocks with as many in all, evenly spread."""
