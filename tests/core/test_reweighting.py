@@ -38,6 +38,30 @@ def test_one_population_is_trusted_whole(seed):
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("n", [8, 12, 16, 24])
+def test_a_small_population_is_trusted_too(n):
+    rng = np.random.default_rng(0)
+    draws = 1 / (1 + np.exp(-rng.normal(2.3, 0.6, (40, n))))
+
+    is_halved = [(posterior_good(scores) < 0.5).mean() >= 0.5 for scores in draws]
+
+    assert np.mean(is_halved) <= 0.05
+
+
+def test_empty_labels_are_judged_by_themselves():
+    rng = np.random.default_rng(0)
+    scores = np.append(1 / (1 + np.exp(-rng.normal(2.9, 0.4, 39))), [1.0, 1.0, 0.0, NAN])
+    is_empty = np.arange(43) >= 39
+
+    assert (posterior_good(scores[:41]) < 0.5).mean() > 0.9  # as if only the empty ones were good
+    posterior = posterior_good(scores, is_empty=is_empty)
+
+    np.testing.assert_array_equal(posterior[:39], posterior_good(scores[:39]))
+    assert (posterior[:39] == 1).all()
+    np.testing.assert_array_equal(posterior[39:], [1, 1, 0, NAN])
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_equal_scores_are_one_population():
     np.testing.assert_array_equal(posterior_good(np.full(20, 0.7)), np.ones(20))
 

@@ -4,13 +4,16 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
+from torch.nn import functional as F
 
-from samcorrect.lib.loop import audit
+from samcorrect.lib.loop import audit, correction, peers
 from samcorrect.lib.loop.candidates import find_candidates
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
 from samcorrect.lib.loop.explain import explain_image
 from samcorrect.lib.loop.pseudo_label import pseudo_label_store
 from samcorrect.lib.loop.rounds import run_loop
+from samcorrect.lib.loop.scoring import score_cohort
 
 BOX = {"right blob": "4,8,54,74", "left blob": "50,8,94,74"}
 # The pictures show both; what the file says counts.
@@ -74,6 +77,44 @@ def test_every_image_is_labelled_and_empty_where_the_file_says_so(with_absent):
     assert line.endswith(" from the box 50, 8, 94, 74 of 'left blob'")
     is_absent = load_cohort(workspace, best_labels(workspace)).is_absent
     assert np.argwhere(is_absent).tolist() == [[2, 0], [5, 0], [5, 1]]
+
+
+@pytest.mark.parametrize("n_without", [1, 6])
+def test_labels_are_compared_with_those_that_are_not_empty(labelled, monkeypatch, n_without):
+    """An empty label that students agree with scores 1, which no other label does, however good it is."""
+    workspace = labelled(shares_trainings=False, student_steps=1, is_bad=lambda _: False)
+    cohort = load_cohort(workspace, best_labels(workspace))
+    cohort.targets[:n_without][cohort.targets[:n_without] == 1] = 0
+    is_present = np.arange(10) >= n_without
+    rng, told = np.random.default_rng(0), []
+
+    def nearly_right(_workspace, cohort, **_):
+        """Students who know where each structure is, but for 3 to 9 of its pixels."""
+        seen = cohort.targets.clone()
+        for number, k in np.ndindex(len(seen), 2):
+            pixels = torch.nonzero(seen[number] == k + 1).numpy()
+            for row, column in rng.permutation(pixels)[: rng.integers(3, 10)]:
+                seen[number, row, column] = 0
+        return F.one_hot(seen.long(), 3).permute(0, 3, 1, 2).float().contiguous(), ()
+
+    def trusted_only(cohort, probs, untrusted):
+        told.append(untrusted)
+        return real(cohort, probs, untrusted)
+
+    real = peers.trusted_only
+    monkeypatch.setattr(peers, "out_of_fold_probs", nearly_right)
+    monkeypatch.setattr(peers, "trusted_only", trusted_only)
+    monkeypatch.setattr(peers, "ask_cohort", lambda *_, **__: None)
+    scores = score_cohort(workspace, cohort, seed=0)
+
+    assert np.array_equal(cohort.is_empty[:, 0], ~is_present)
+    assert (scores.structure_scores[~is_present, 0] == 1).all()
+    assert np.median(scores.structure_scores[is_present, 0]) < 0.98
+    for untrusted in (told[0], correction._worse_half(cohort, scores)):
+        assert 0 < untrusted[is_present, 0].mean() <= 0.5
+        assert not untrusted[~is_present, 0].any()
+    assert not correction.flag_labels(workspace, cohort, scores)[:, 0].any()
+    assert correction._has_judge(scores, correction._worse_half(cohort, scores)).all()
 
 
 @pytest.mark.slow

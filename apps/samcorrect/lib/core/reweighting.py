@@ -23,6 +23,10 @@ HUANG_WARMUP_SHARE = 0.2
 # Mixture components closer than this (in units of their pooled deviation) are one population.
 MIN_SEPARATION = 1.5
 MIN_LABELS_FOR_MIXTURE = 8
+# Kass and Raftery (1995): so much in BIC is strong evidence. In 3, 0 and 1% of the draws of 8, 16 or 24 labels of one
+# normal population two are found; in 33, 7 and 7% where any gain is enough, mostly with half of the labels bad.
+MIN_BIC_GAIN = 6.0
+EMPTY_IS_GOOD = 0.5
 # Iglewicz and Hoaglin (1993): a robust z beyond this is an outlier.
 MAX_OUTLIER_Z = 3.5
 # The better half of a normal population has the mean +0.80 and the deviation 0.60 (in its own deviations), so this
@@ -30,20 +34,27 @@ MAX_OUTLIER_Z = 3.5
 BETTER_HALF_DEVIATIONS = 4.0
 
 
-def posterior_good(scores: np.ndarray, *, seed: int = 0) -> np.ndarray:
+def posterior_good(scores: np.ndarray, *, is_empty: np.ndarray | None = None, seed: int = 0) -> np.ndarray:
     """Posterior that each label belongs to the better of two populations of scores.
 
-    A two-component Gaussian mixture on the logits of the scores; one population where BIC prefers one or the two
-    overlap. A score far below the median is never good: a few bad labels among many are no population of their own.
+    A two-component Gaussian mixture on the logits of the scores; one population unless BIC is strong evidence for two,
+    or where the two overlap. A score far below the median is never good: a few bad labels among many are no population
+    of their own.
 
     Args:
         scores: (N,) in [0, 1]; nan is not defined.
+        is_empty: (N,) bool, labels that say that the structure is not there; by default none does. What agrees with
+            them scores 1 and what does not about 0, which says nothing of the others: they are good from 0.5 on, and no
+            part of the populations.
         seed: Of the mixture's initialisation.
 
     Returns:
         (N,) in [0, 1]; 1 for all but outliers where there is one population; nan where the score is. Never falls as the
         score rises.
     """
+    if is_empty is not None:
+        of_others = posterior_good(np.where(is_empty, np.nan, scores), seed=seed)
+        return np.where(is_empty & ~np.isnan(scores), scores >= EMPTY_IS_GOOD, of_others)
     posterior = np.where(np.isnan(scores), np.nan, 1.0)
     defined = ~np.isnan(scores)
     if defined.sum() < MIN_LABELS_FOR_MIXTURE:
@@ -56,7 +67,7 @@ def posterior_good(scores: np.ndarray, *, seed: int = 0) -> np.ndarray:
     good = int(np.argmax(two.means_[:, 0]))
     gap = abs(two.means_[0, 0] - two.means_[1, 0])
     pooled = float(np.sqrt((two.weights_ * two.covariances_[:, 0, 0]).sum()))
-    if two.bic(logits) >= one.bic(logits) or gap < MIN_SEPARATION * pooled:
+    if one.bic(logits) - two.bic(logits) < MIN_BIC_GAIN or gap < MIN_SEPARATION * pooled:
         return posterior
     # A wide component wins at both ends of the line; a higher score must not be trusted less.
     order = np.argsort(logits[:, 0], kind="stable")
@@ -71,7 +82,7 @@ def below_better_half(scores: np.ndarray) -> np.ndarray:
     """Labels that score far below the better half, which bad labels do not reach while they are a minority.
 
     Args:
-        scores: (N,) in [0, 1]; nan is not defined.
+        scores: (N,) in [0, 1]; nan is not defined. Those of empty labels do not belong here.
 
     Returns:
         (N,) bool: more than BETTER_HALF_DEVIATIONS below the mean of the better half, on the logits of the scores; none

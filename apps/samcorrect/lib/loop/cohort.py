@@ -64,6 +64,13 @@ class Cohort:
         return np.array(told, dtype=bool)
 
     @property
+    def is_empty(self) -> np.ndarray:
+        """(n, K) bool: the label has no voxel of the structure."""
+        channels = range(1, self.n_structures + 1)
+        found = [[bool((self.targets[span] == k).any()) for k in channels] for span in self.spans]
+        return ~np.array(found, dtype=bool).reshape(len(self), self.n_structures)
+
+    @property
     def n_structures(self) -> int:
         """Structures of the protocol."""
         return len(self.config.indices)

@@ -94,7 +94,7 @@ def flag_labels(
     Returns:
         (n, K) bool.
     """
-    values = scores.structure_scores
+    values, of_present = scores.structure_scores, _of_present(cohort, scores)
     if workspace.settings.preset == "huang2023":
         is_low = _worst(scores.scores, workspace.settings.huang_noise_rate)[:, None] & np.isfinite(values)
     else:
@@ -103,7 +103,7 @@ def flag_labels(
             if line is not None:
                 is_low[:, k] &= values[:, k] <= line
             elif not is_low[:, k].any():
-                is_low[:, k] = below_better_half(values[:, k])
+                is_low[:, k] = below_better_half(of_present[:, k])
     return is_low & ~cohort.is_approved[:, None] & ~cohort.is_absent
 
 
@@ -187,9 +187,14 @@ def _corrector_probs(
 
 def _worse_half(cohort: Cohort, scores: Scores) -> np.ndarray:
     """(n, K) bool: labels that score below the median of their structure and do not teach the correctors."""
-    values = scores.structure_scores
+    values = _of_present(cohort, scores)
     halves = np.stack([_worst(values[:, k], UNTRUSTED_SHARE) for k in range(values.shape[1])], 1)
     return halves & ~cohort.is_approved[:, None]
+
+
+def _of_present(cohort: Cohort, scores: Scores) -> np.ndarray:
+    """(n, K) scores; nan where the label is empty, since what agrees with that scores above every label that is not."""
+    return np.where(cohort.is_empty, np.nan, scores.structure_scores)
 
 
 def _has_judge(scores: Scores, untrusted: np.ndarray) -> np.ndarray:

@@ -74,9 +74,11 @@ def learn_peers(
     chosen = compare_with_peers(taught, candidates, first, progress).chosen
     taught, agreement = _second_targets(taught, candidates, first, chosen)
     untrusted = np.zeros(agreement.shape, bool)
+    # The median of the labels that are not empty: an empty one agrees by 1 or 0.
+    of_present = np.ma.array(agreement, mask=taught.is_empty)
     for fold in split_cases([image.case_id for image in cohort.images], seed=seed):
         teachers = teachers_of(fold, is_held_out)
-        untrusted[teachers] = agreement[teachers] < np.median(agreement[teachers], 0)
+        untrusted[teachers] = agreement[teachers] < np.ma.filled(np.ma.median(of_present[teachers], 0), 1.0)
     untrusted &= ~cohort.is_approved[:, None]
     sampling, weights = trusted_only(taught, first, untrusted)
     probs, second_pair = out_of_fold_probs(

@@ -17,6 +17,7 @@ from samcorrect.lib.loop.frame_candidates import read_candidates
 from samcorrect.lib.loop.peer_context import ContextPeers, PeerContext, read_context, write_context
 from samcorrect.lib.loop.scoring import (
     Scores,
+    are_empty,
     expect_structures,
     finish_scores,
     fuse_structures,
@@ -136,7 +137,8 @@ def _rescore(
     # What is not scored again keeps its score.
     values[:n_old] = stored["score"]
     expected = expect_structures(workspace, values, features, everyone, context)
-    scores = finish_scores(cohort.config.names, is_approved, values, expected, features)
+    is_empty = are_empty(all_forms)
+    scores = finish_scores(cohort.config.names, is_approved, values, expected, features, is_empty=is_empty)
     _refresh_expected(workspace, unchanged, qualities, scores, cohort.config.indices)
     write_quality(workspace, everyone, scores, np.arange(n_old, len(everyone)))
     doubtful = scores.doubtful(cohort.config.names)

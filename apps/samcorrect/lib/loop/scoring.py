@@ -99,7 +99,9 @@ def score_cohort(workspace: Workspace, cohort: Cohort, *, seed: int, progress: P
     columns, forms = measure_labels(cohort, candidates, peers, progress=progress)
     fused, features, audited = _fuse_with_audited(workspace, cohort, peers, columns, forms)
     expected = expect_structures(workspace, fused, features, cohort.labels, peers, audited)
-    scores = finish_scores(cohort.config.names, cohort.is_approved, fused, expected, features)
+    scores = finish_scores(
+        cohort.config.names, cohort.is_approved, fused, expected, features, is_empty=are_empty(forms)
+    )
     scores = replace(scores, forms=forms, audited=audited)
     if peers is None:
         return scores
@@ -212,6 +214,11 @@ def measure_labels(
     return columns, forms
 
 
+def are_empty(forms: np.ndarray) -> np.ndarray:
+    """(n, K) bool: the labels that are empty, by the (n, K, N_FORMS) measures of their forms."""
+    return np.isnan(forms[..., 0])
+
+
 def with_typicality(columns: dict[str, np.ndarray], forms: np.ndarray) -> list[dict[str, np.ndarray]]:
     """All features of labels: for each structure, name to (n,) values in [0, 1] or nan.
 
@@ -321,9 +328,14 @@ def finish_scores(
     fused: np.ndarray,
     expected: list[ExpectedDice],
     features: list[dict[str, np.ndarray]],
+    *,
+    is_empty: np.ndarray | None = None,
 ) -> Scores:
-    """What follows from the (n, K) scores of structures: that of the whole label, the posterior and the doubts."""
-    posterior = np.stack([posterior_good(column) for column in fused.T], 1)
+    """What follows from the (n, K) scores of structures: that of the whole label, the posterior and the doubts;
+    `is_empty` where empty labels score by being rightly so (not by the loss of the whole image).
+    """
+    empty = [None] * len(names) if is_empty is None else is_empty.T
+    posterior = np.stack([posterior_good(column, is_empty=of) for column, of in zip(fused.T, empty, strict=True)], 1)
     posterior[is_approved] = 1.0
     with np.errstate(all="ignore"):
         scores = np.where(np.isnan(fused).all(1), np.nan, np.nanmin(np.where(np.isnan(fused), np.inf, fused), axis=1))
