@@ -122,11 +122,18 @@ def choose_by_peer(masks: np.ndarray, peer: np.ndarray) -> int:
     return int(np.argmax([agreement(mask, peer) for mask in masks]))
 
 
+def smaller_first(masks: Sequence[np.ndarray]) -> list[int]:
+    """The numbers of structures in the order in which they win of equal claims: the smaller of their bool masks first,
+    of masks of one size the first.
+    """
+    return sorted(range(len(masks)), key=lambda k: np.count_nonzero(masks[k]))
+
+
 def merge_structures(soft: Sequence[np.ndarray], indices: Sequence[int]) -> np.ndarray:
     """One label map of soft or bool masks: the strongest structure wins where it is above 0.5.
 
-    Of equal claims, as all are of bool masks, that with the smaller mask wins: a structure inside another stays, in
-    whichever order they come. Of masks of one size it is the first.
+    Of equal claims, as all are of bool masks, the first by `smaller_first` wins: a structure inside another stays, in
+    whichever order they come.
 
     Args:
         soft: K masks (H, W, D) in [0, 1]; a mask is as large as it has voxels above 0.5.
@@ -135,10 +142,9 @@ def merge_structures(soft: Sequence[np.ndarray], indices: Sequence[int]) -> np.n
     Returns:
         (H, W, D) uint8.
     """
-    sizes = [np.count_nonzero(of_structure > 0.5) for of_structure in soft]
     label_map = np.zeros_like(soft[0], np.uint8)
     strongest = np.zeros_like(soft[0], np.float32)
-    for k in np.argsort(sizes, kind="stable")[::-1]:
+    for k in reversed(smaller_first([of_structure > 0.5 for of_structure in soft])):
         wins = (soft[k] > 0.5) & (soft[k] >= strongest)
         np.copyto(label_map, np.uint8(indices[k]), where=wins)
         np.copyto(strongest, soft[k], where=wins)
