@@ -106,6 +106,11 @@ def test_the_box_of_a_filled_box_is_the_box(rng):
         ((20, 30, 20), (1, 1, 1), 2),  # the last of equals
         ((20, 30, 40), (0.8, 1.0, 1.5), 0),
         ((20, 30, 40), (1, 1, 3), 2),  # thick slices show nothing from the side
+        ((40, 40, 40), (4, 0.5, 0.5), 0),  # nor do they where they were stored along another axis
+        ((20, 40, 30), (0.5, 4, 0.8), 1),
+        ((20, 30, 40), (1, 3, 2), 2),  # no axis is thick beside both others
+        ((20, 30, 40), (0.5, 2, 2), 2),
+        ((20, 30, 40), (2, 1, 1), 0),  # up to twice, all slices look alike
     ],
 )
 def test_slices_are_cut_where_the_box_is_short_across_them(size_mm, spacing_mm, axis):

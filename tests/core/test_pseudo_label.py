@@ -1,5 +1,6 @@
 """Choosing among candidates: confidence first, but never against what the cohort looks like."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -177,6 +178,23 @@ def test_the_strongest_structure_above_the_threshold_wins():
     np.testing.assert_array_equal(merged.ravel(), [200, 0, 3, 0, 200])
     assert merged.shape == (5, 1, 1)
     assert merged.dtype == np.uint8
+
+
+def test_of_equal_claims_the_smaller_structure_has_the_voxel_in_whichever_order_they_come():
+    # Claims of 1 in an organ of six voxels, in a tumour of two of these, and in one beside both that reaches into it.
+    organ, tumour, other = np.zeros((3, 9, 1, 1), bool)
+    organ[:6], tumour[2:4], other[5:] = True, True, True
+
+    for order in itertools.permutations(range(3)):
+        masks = [(organ, tumour, other)[k] for k in order]
+        merged = merge_structures(masks, [k + 1 for k in order])
+        np.testing.assert_array_equal(merged.ravel(), [1, 1, 2, 2, 1, 3, 3, 3, 3])
+        # A voxel of which a structure is less sure is not claimed alike.
+        soft = [mask * np.float32(0.9 if k == 1 else 1) for mask, k in zip(masks, order, strict=True)]
+        assert not (merge_structures(soft, [k + 1 for k in order]) == 2).any()
+    # Of one size, the first has it.
+    assert merge_structures([tumour, tumour], (4, 9)).max() == 4
+    assert merge_structures([tumour, tumour], (9, 4)).max() == 9
 
 
 def test_one_structure_is_its_mask_at_a_half(rng):

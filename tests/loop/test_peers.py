@@ -6,6 +6,7 @@ import torch
 from scipy.ndimage import binary_dilation, shift
 
 from samcorrect.lib.core.metrics import dice
+from samcorrect.lib.loop import peers as peers_module
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
 from samcorrect.lib.loop.frame_candidates import FrameCandidates
 from samcorrect.lib.loop.peers import compare_with_peers, learn_peers
@@ -84,6 +85,32 @@ def test_students_that_know_nothing_do_not_choose(labelled):
 
     assert not peers.is_judge.any()
     assert (peers.chosen == 2).all()
+
+
+@pytest.mark.parametrize("inner", [0, 1])
+def test_both_pairs_learn_a_structure_that_lies_inside_another(labelled, monkeypatch, inner):
+    workspace = labelled()
+    cohort = load_cohort(workspace, best_labels(workspace))
+    for label in cohort.labels:
+        label.maker = "sam:any"
+    masks = np.zeros((2, 1, 1, 32, 32), bool)
+    masks[1 - inner, ..., 4:28, 4:28], masks[inner, ..., 12:18, 10:16] = True, True
+    found = [[FrameCandidates(np.packbits(of, axis=-1), np.array([0.9]), 0, NAN) for of in masks]] * 10
+    taught = []
+
+    def trained(workspace, cohort, **_):
+        taught.append(cohort.targets.clone())
+        # Students see the inner structure, and of the outer one what is around it.
+        return torch.nn.functional.one_hot(cohort.targets.long(), 3).permute(0, 3, 1, 2).float(), None
+
+    monkeypatch.setattr(peers_module, "out_of_fold_probs", trained)
+
+    learn_peers(workspace.with_settings(modules="search"), cohort, found, seed=0)
+
+    for targets in taught:
+        assert (targets == inner + 1).flatten(1).sum(1).tolist() == [36] * 10
+        assert (targets == 2 - inner).flatten(1).sum(1).tolist() == [24 * 24 - 36] * 10
+    assert len(taught) == 2
 
 
 @pytest.mark.parametrize(("n_missed", "is_judge"), [(1, True), (4, False)])

@@ -10,11 +10,13 @@ import pytest
 
 from samcorrect.lib.errors import StoreError
 from samcorrect.lib.infers.sam import SamTask
+from samcorrect.lib.loop import pseudo_label
 from samcorrect.lib.loop.candidates import Candidates
 from samcorrect.lib.loop.pseudo_label import (
     COHORT_NAME,
     STAGE_CHOOSE,
     choose_candidates,
+    masks_to_grid,
     pseudo_label_image,
     pseudo_label_store,
 )
@@ -171,6 +173,23 @@ def test_a_label_that_a_viewer_had_saved_counts_as_the_pass_s_own(phantom_worksp
     Path(SamTask(workspace)(request)[0]).unlink()
     assert workspace.store.label("case0", "original").id > saved.id
     assert pseudo_label_store(workspace) == {"n_labelled": 0, "n_kept": 10, "n_quarantined": 0}
+
+
+@pytest.mark.parametrize("inner", [0, 1])
+def test_a_structure_inside_another_keeps_its_whole_mask(phantom_workspace, monkeypatch, inner):
+    """Also at its outline on the image's grid, where a mask of SAM's frame is between 0 and 1."""
+    masks = np.zeros((2, 1, 1, 256, 256), bool)
+    masks[1 - inner, ..., 40:200, 40:160], masks[inner, ..., 97:119, 90:104] = True, True
+    found = [Candidates(mask, np.ones(1), np.ones(1), np.ones((1, 4))) for mask in masks]
+    monkeypatch.setattr(pseudo_label, "find_candidates", lambda *_: found)
+    workspace = phantom_workspace()
+
+    made = pseudo_label_image(workspace, workspace.store.read_image("case0"), "case0.png")
+
+    indices = workspace.require_protocol().indices
+    small, large = (masks_to_grid(masks[k, 0], (96, 80)) > 0.5 for k in (inner, 1 - inner))
+    assert small.any()
+    assert np.array_equal(made.label_map, np.where(small, indices[inner], np.where(large, indices[1 - inner], 0)))
 
 
 def test_no_images_is_a_fault(tmp_path, phantoms):

@@ -9,7 +9,7 @@ import torch
 from samcorrect.lib.core.correction import loses_edges
 from samcorrect.lib.core.metrics import dice
 from samcorrect.lib.errors import ProtocolError
-from samcorrect.lib.loop import second_choice
+from samcorrect.lib.loop import correction, second_choice
 from samcorrect.lib.loop.asked_again import ask_cohort
 from samcorrect.lib.loop.candidates import find_candidates
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
@@ -19,7 +19,7 @@ from samcorrect.lib.loop.frame_candidates import shrink_masks
 from samcorrect.lib.loop.peers import Peers
 from samcorrect.lib.loop.pseudo_label import masks_to_grid, pseudo_label_store
 from samcorrect.lib.loop.scoring import score_cohort
-from samcorrect.lib.loop.second_choice import ANOTHER_PROMPT, ASKED_AGAIN, choose_again, with_choices
+from samcorrect.lib.loop.second_choice import ANOTHER_PROMPT, ASKED_AGAIN, SecondChoice, choose_again, with_choices
 
 
 def one_hot_of(cohort) -> torch.Tensor:
@@ -105,7 +105,7 @@ def test_a_label_is_corrected_without_a_flag_and_says_from_which_prompt(disputed
     name, index = cohort.config.names[0], cohort.config.indices[0]
     found = find_candidates(workspace, workspace.store.read_image("case0"), cohort.images[0].path)[0]
     mask = masks_to_grid(found.masks[other], cohort.shapes[0][:2]) > 0.5
-    # A pixel of both structures is the stronger one's.
+    # A pixel of both structures is the smaller one's.
     is_alone = workspace.store.read_label(cohort.labels[0]) != cohort.config.indices[1]
     np.testing.assert_array_equal((workspace.store.read_label(row) == index)[is_alone], mask[is_alone])
     told, before = row.info["structures"], cohort.labels[0].info["structures"]
@@ -120,6 +120,39 @@ def test_a_label_is_corrected_without_a_flag_and_says_from_which_prompt(disputed
     workspace.store.submit_label("case0", workspace.store.label_path(row), tag="final", user="anna")
     approved = load_cohort(workspace, best_labels(workspace) | {"case0": workspace.store.label("case0", "final")})
     assert not list(correct_cohort(workspace, replace(cohort, labels=approved.labels), scores, nowhere, seed=0))
+
+
+@pytest.mark.parametrize("around", [0, 1])
+def test_a_mask_around_another_structure_or_inside_it_leaves_the_smaller_one_whole(disputed, monkeypatch, around):
+    workspace, cohort, peers, _ = disputed
+    scored = score_cohort(workspace, cohort, seed=0)
+    features = [{**of, "present_peer_dice": np.full(2, 0.9)} for of in scored.features]
+    scores = replace(scored, peers=peers, peer_probs=peers.probs, doubts=("", ""), features=features)
+    indices, before = cohort.config.indices, workspace.store.read_label(cohort.labels[0])
+
+    def corrected(k, mask):
+        bits = [np.packbits(of, axis=-1) for of in (mask, shrink_masks(mask[None], cohort.config.side_px)[0])]
+        taken = {0: {k: SecondChoice(*bits, 0.5, 0.9, {}, None, ANOTHER_PROMPT)}}
+        monkeypatch.setattr(correction, "choose_again", lambda *_, **__: taken)
+        ((_, made),) = correct_cohort(workspace, cohort, scores, np.zeros((2, 2), bool), seed=0)
+        return made.label_map, with_choices(cohort, taken)
+
+    label_map, changed = corrected(around, np.ones((1, 256, 256), bool))
+
+    inside = before == indices[1 - around]
+    assert np.array_equal(label_map, np.where(inside, indices[1 - around], indices[around]))
+    np.testing.assert_array_equal(changed.mask(0, 2 - around), cohort.mask(0, 2 - around))
+    # A mask in the middle of a label, whose outline lies between pixels of the image.
+    large = find_candidates(workspace, workspace.store.read_image("case0"), cohort.images[0].path)[around].masks[0]
+    small = np.zeros_like(large)
+    row, column = (int(np.median(at)) for at in np.nonzero(large[0]))
+    small[0, row - 15 : row + 14, column - 11 : column + 12] = True
+
+    label_map, changed = corrected(1 - around, small)
+
+    on_grid = masks_to_grid(small, before.shape[:2]) > 0.5
+    assert np.array_equal(label_map == indices[1 - around], on_grid)
+    np.testing.assert_array_equal(changed.mask(0, 2 - around), shrink_masks(small[None], cohort.config.side_px)[0])
 
 
 def test_what_sam_takes_in_the_box_of_the_students_replaces_a_good_label_that_they_agree_with_less(disputed):

@@ -190,6 +190,20 @@ def test_structures_smaller_than_a_pixel_take_none_that_is_the_only_one_of_anoth
     assert torch.equal(channels, labels_to_frame(label_map, (1, 2, 3, 4), 8))
 
 
+@pytest.mark.parametrize("indices", [(1, 2), (2, 1)])
+def test_a_line_inside_another_structure_stays_in_whichever_order_they_come(indices):
+    label_map = np.zeros((64, 64, 1), np.uint8)
+    label_map[8:56, 8:56] = 1
+    # Rows 31 and 32 lie half in row 15 of the frame and half in row 16.
+    label_map[31:33, 16:48] = 2
+
+    channels = labels_to_frame(label_map, indices, 32)[0]
+
+    rows, columns = np.nonzero(channels.numpy() == indices.index(2) + 1)
+    assert set(rows) == {15, 16}
+    assert set(range(9, 23)) <= set(columns) <= set(range(8, 24))
+
+
 def test_where_no_structure_vanishes_the_strongest_alone_decides(rng):
     blocks = rng.integers(0, 4, (5, 5, 3))
     label_map = np.kron(blocks, np.ones((9, 9, 1), int)) * (rng.random((45, 45, 3)) > 0.1)

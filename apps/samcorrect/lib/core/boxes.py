@@ -44,12 +44,16 @@ def slice_axis(size_mm: Sequence[float], spacing_mm: Sequence[float]) -> int:
     Args:
         size_mm: Of the box along the array axes.
         spacing_mm: Of the volume. Where its voxels are longer than MAX_VOXEL_RATIO times their width, only the slices
-            that were acquired, which lie along the last axis, show anything.
+            that were acquired show anything. They lie across the axis along which voxels are that much longer than
+            along both others, as in a sagittal volume that was stored in another order; else along the last one.
 
     Returns:
         0, 1 or 2; the last of equals.
     """
-    if max(spacing_mm) > MAX_VOXEL_RATIO * min(spacing_mm):
+    finest, second, thickest = sorted(range(3), key=lambda axis: spacing_mm[axis])
+    if spacing_mm[thickest] > MAX_VOXEL_RATIO * spacing_mm[second]:
+        return thickest
+    if spacing_mm[thickest] > MAX_VOXEL_RATIO * spacing_mm[finest]:
         return 2
     return max(range(3), key=lambda axis: (-size_mm[axis], axis))
 

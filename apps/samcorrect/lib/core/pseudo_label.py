@@ -1,5 +1,6 @@
 """Choosing one mask among those of many prompts, and putting the structures of an image together."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,15 +122,30 @@ def choose_by_peer(masks: np.ndarray, peer: np.ndarray) -> int:
     return int(np.argmax([agreement(mask, peer) for mask in masks]))
 
 
-def merge_structures(soft: np.ndarray, indices: tuple[int, ...]) -> np.ndarray:
-    """One label map of soft masks: the strongest structure wins where it is above 0.5.
+def smaller_first(masks: Sequence[np.ndarray]) -> list[int]:
+    """The numbers of structures in the order in which they win of equal claims: the smaller of their bool masks first,
+    of masks of one size the first.
+    """
+    return sorted(range(len(masks)), key=lambda k: np.count_nonzero(masks[k]))
+
+
+def merge_structures(soft: Sequence[np.ndarray], indices: Sequence[int]) -> np.ndarray:
+    """One label map of soft or bool masks: the strongest structure wins where it is above 0.5.
+
+    Of equal claims, as all are of bool masks, the first by `smaller_first` wins: a structure inside another stays, in
+    whichever order they come.
 
     Args:
-        soft: (K, H, W, D) in [0, 1].
+        soft: K masks (H, W, D) in [0, 1]; a mask is as large as it has voxels above 0.5.
         indices: Label index of each structure.
 
     Returns:
         (H, W, D) uint8.
     """
-    table = np.array(indices, dtype=np.uint8)
-    return np.where(soft.max(0) > 0.5, table[soft.argmax(0)], 0).astype(np.uint8)
+    label_map = np.zeros_like(soft[0], np.uint8)
+    strongest = np.zeros_like(soft[0], np.float32)
+    for k in reversed(smaller_first([of_structure > 0.5 for of_structure in soft])):
+        wins = (soft[k] > 0.5) & (soft[k] >= strongest)
+        np.copyto(label_map, np.uint8(indices[k]), where=wins)
+        np.copyto(strongest, soft[k], where=wins)
+    return label_map

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferType
 
+from samcorrect.lib.core.pseudo_label import merge_structures
 from samcorrect.lib.errors import RequestError, UnknownLabelError
 from samcorrect.lib.infers.base import MaskTask, Segmented
 from samcorrect.lib.infers.request import InferRequest, parse_prompt_request, require_stored
@@ -50,18 +51,16 @@ class SamPromptTask(MaskTask):
 
     def segment(self, infer_request: InferRequest, volume: Volume, request: Mapping[str, Any]) -> Segmented:
         """Segment what is marked. A single structure has the value 1, as viewers expect of an interactive model;
-        several have 1, 2, ... in the order of the request, and a voxel of two is the later one's.
+        several have 1, 2, ... in the order of the request, and a voxel of two is the smaller one's.
         """
         asked = parse_prompt_request(request, volume.array.shape, spreads=self.spreads)
         stored = self._stored(infer_request, volume) if asked.refines_stored else None
-        label_map = None
-        for value, prompts in enumerate(asked.structures, start=1):
+        masks = []
+        for prompts in asked.structures:
             start = None if stored is None else self._mask_of(stored, prompts.label)
-            mask = segment_prompts(self.workspace, volume, replace(prompts, start=start))
-            if label_map is None:
-                label_map = mask.view(np.uint8)  # 50 million voxels are not copied at a click
-            else:
-                np.copyto(label_map, np.uint8(value), where=mask)
+            masks.append(segment_prompts(self.workspace, volume, replace(prompts, start=start)))
+        # 50 million voxels are not copied at a click.
+        label_map = masks[0].view(np.uint8) if len(masks) == 1 else merge_structures(masks, range(1, len(masks) + 1))
         names = [prompts.label for prompts in asked.structures]
         warm_beside(self.workspace, infer_request.image_path, asked.structures[0])
         return Segmented(label_map=label_map, names=dict(enumerate(names, start=1)), params={"label": names[0]})

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 # Raised whenever prompts, preprocessing or the way through a volume change, so that candidates of another release are
 # not taken for ours.
-CANDIDATES_FORMAT = 5
+CANDIDATES_FORMAT = 6
 # Below the folder of caches.
 CANDIDATES_NAME = "candidates"
 # What a label says of the candidate that was taken: its number, and two of its measures.

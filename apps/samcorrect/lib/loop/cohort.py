@@ -1,12 +1,13 @@
 """All images of a store with one label each, in the student's frame: what scoring, correction and training work on."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from samcorrect.lib.core.pseudo_label import merge_structures
 from samcorrect.lib.errors import ImageError, LabelError
 from samcorrect.lib.loop.scratch import Scratch
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
@@ -98,6 +99,11 @@ class Cohort:
     def subset(self, numbers: np.ndarray) -> torch.Tensor:
         """Slice numbers of some images."""
         return torch.cat([torch.arange(self.spans[n].start, self.spans[n].stop) for n in numbers])
+
+
+def draw_masks(masks: Sequence[np.ndarray]) -> torch.Tensor:
+    """(D, side, side) uint8 targets of the (D, side, side) bool masks of all structures of an image."""
+    return torch.from_numpy(merge_structures(masks, range(1, len(masks) + 1)))
 
 
 def best_labels(workspace: Workspace) -> dict[str, LabelVersionRow]:

@@ -248,11 +248,13 @@ def _on_grid(
     for k, (name, index) in enumerate(zip(cohort.config.names, cohort.config.indices, strict=True)):
         choice = choices.get(k)
         if choice is None or not choice.is_changed:
-            soft.append((before == index).astype(np.float32))
+            soft.append(before == index)
             continue
-        soft.append(from_frame(torch.from_numpy(choice.soft), shape_hw).permute(1, 2, 0).numpy())
+        on_grid = from_frame(torch.from_numpy(choice.soft), shape_hw).permute(1, 2, 0).numpy()
+        # SAM's mask claims all of it alike, as the labels that stay do; students are less sure at their outlines.
+        soft.append(on_grid > 0.5 if isinstance(choice, SecondChoice) else on_grid)
         reasons.append(f"{name}: {choice.name} (judge {choice.score_before:.2f} to {choice.score_after:.2f})")
-    label_map = merge_structures(np.stack(soft), cohort.config.indices)
+    label_map = merge_structures(soft, cohort.config.indices)
     change_map = (label_map != before).astype(np.uint8)
     judged = list(choices.values())
     score_before, score_after = (

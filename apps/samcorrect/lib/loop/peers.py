@@ -20,7 +20,7 @@ from samcorrect.lib.core.metrics import dice
 from samcorrect.lib.core.pseudo_label import choose_by_peer, is_confidence_believed
 from samcorrect.lib.core.quality import pairwise_dice, prompt_agreement
 from samcorrect.lib.loop.asked_again import AskedMasks, ask_cohort, structures_to_ask
-from samcorrect.lib.loop.cohort import Cohort
+from samcorrect.lib.loop.cohort import Cohort, draw_masks
 from samcorrect.lib.loop.frame_candidates import CohortCandidates
 from samcorrect.lib.loop.promotion import hold_out_cases
 from samcorrect.lib.loop.pseudo_label import MAKER
@@ -106,7 +106,7 @@ def _first_targets(cohort: Cohort, candidates: CohortCandidates) -> torch.Tensor
     targets = cohort.scratch.copy(cohort.targets)
     for number, found in enumerate(candidates):
         if found is not None and cohort.labels[number].maker.startswith(MAKER):
-            _draw(targets, cohort.spans[number], [of.masks[of.first] for of in found])
+            targets[cohort.spans[number]] = draw_masks([of.masks[of.first] for of in found])
     return targets
 
 
@@ -160,11 +160,5 @@ def _second_targets(
                 if score > agreement[number, k]:
                     teacher, agreement[number, k] = mask, score
             teachers.append(teacher)
-        _draw(targets, span, teachers)
+        targets[span] = draw_masks(teachers)
     return replace(cohort, targets=targets), agreement
-
-
-def _draw(targets: torch.Tensor, span: slice, masks: list[np.ndarray]) -> None:
-    targets[span] = 0
-    for k, mask in enumerate(masks):
-        targets[span][torch.from_numpy(mask)] = k + 1

@@ -250,9 +250,9 @@ def _choose(models: Models, candidates: list[Candidates], cohort: KnownShapes | 
 
 def _assemble(models: Models, volume: Volume, candidates: list[Candidates], chosen: list[int]) -> PseudoLabel:
     protocol = models.require_protocol()
-    soft, prompts, structures = [], {}, {}
+    masks, prompts, structures = [], {}, {}
     for structure, found, number in zip(protocol.structures, candidates, chosen, strict=True):
-        soft.append(masks_to_grid(found.masks[number], volume.array.shape[:2]))
+        masks.append(masks_to_grid(found.masks[number], volume.array.shape[:2]) > 0.5)
         prompts[structure.name] = {
             "source": structure.prompt.source,
             "box": found.box(number),
@@ -265,7 +265,7 @@ def _assemble(models: Models, volume: Volume, candidates: list[Candidates], chos
             "confidence_agreement": _none_if_nan(confidence_agreement(found.overlaps, found.confidence)),
             "usual_shape": [_none_if_nan(v) for v in _usual_shape(found)],
         }
-    return PseudoLabel(merge_structures(np.stack(soft), protocol.indices), prompts, {"structures": structures})
+    return PseudoLabel(merge_structures(masks, protocol.indices), prompts, {"structures": structures})
 
 
 def _recipe(workspace: Workspace) -> str:

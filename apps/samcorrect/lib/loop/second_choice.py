@@ -5,13 +5,12 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
-import torch
 
 from samcorrect.lib.core.correction import choose_correction, plausible_areas
 from samcorrect.lib.errors import ProtocolError
 from samcorrect.lib.loop.asked_again import ask_sam
 from samcorrect.lib.loop.candidates import Candidates, find_candidates
-from samcorrect.lib.loop.cohort import Cohort
+from samcorrect.lib.loop.cohort import Cohort, draw_masks
 from samcorrect.lib.loop.frame_candidates import shrink_masks
 from samcorrect.lib.loop.peers import Peers
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
@@ -145,13 +144,12 @@ def _given(workspace: Workspace, volume: Volume, image_name: str) -> list[Candid
 
 
 def with_choices(cohort: Cohort, taken: Mapping[int, Mapping[int, SecondChoice]]) -> Cohort:
-    """The cohort with what was taken in place of its labels; a pixel of two structures is the later one's."""
+    """The cohort with what was taken in place of its labels."""
     targets = cohort.scratch.copy(cohort.targets)
     for number, choices in taken.items():
-        of_image = targets[cohort.spans[number]]
-        for k, choice in choices.items():
-            of_image[of_image == k + 1] = 0
-            of_image[torch.from_numpy(choice.small)] = k + 1
+        targets[cohort.spans[number]] = draw_masks(
+            [choices[k].small if k in choices else cohort.mask(number, k + 1) for k in range(cohort.n_structures)]
+        )
     return replace(cohort, targets=targets)
 
 

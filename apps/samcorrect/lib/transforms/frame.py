@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate, pad
 
+from samcorrect.lib.core.pseudo_label import smaller_first
 from samcorrect.lib.transforms.intensity import intensity_range, scale_intensity
 
 # Side of the masks of every SAM, whatever the side of the frame that it encodes.
@@ -66,8 +67,9 @@ def to_frame(array_hwd: np.ndarray, side_px: int, *, seen_hw: tuple[int, int] | 
 def labels_to_frame(label_map_hwd: np.ndarray, indices: tuple[int, ...], side_px: int) -> torch.Tensor:
     """Resize a label map structure by structure and let the strongest win, so thin parts do not depend on pixel phase.
 
-    A structure that is too small for the frame keeps its strongest pixel, in one slice: an empty mask would say that it
-    is not in the image.
+    A pixel that two structures fill half each is the smaller one's, so that a line inside another stays. A structure
+    that is too small for the frame keeps its strongest pixel, in one slice: an empty mask would say that it is not in
+    the image.
 
     Args:
         label_map_hwd: (H, W, D) integer.
@@ -77,8 +79,10 @@ def labels_to_frame(label_map_hwd: np.ndarray, indices: tuple[int, ...], side_px
     Returns:
         (D, side, side) int64 channel numbers: 0 background, k + 1 for `indices[k]`.
     """
-    soft = torch.stack([to_frame((label_map_hwd == index).astype(np.float32), side_px) for index in indices])
-    strongest, channel = soft.max(0)
+    masks = [label_map_hwd == index for index in indices]
+    soft, order = torch.stack([to_frame(mask, side_px) for mask in masks]), smaller_first(masks)
+    strongest, place = soft[order].max(0)
+    channel = torch.tensor(order)[place]
     channels = torch.where(strongest >= 0.5, channel + 1, torch.zeros_like(channel))
     for k, of_structure in enumerate(soft):
         if of_structure.any() and not (channels == k + 1).any():
