@@ -53,7 +53,8 @@ def restore_version(workspace: Workspace, image_id: str, version: int, *, user: 
 
     Raises:
         UnknownImageError, UnknownLabelError: No such image or version.
-        LabelError: The version is another image's, or a machine's while a person has approved the image.
+        LabelError: The version is another image's, has a tag of a viewer's own, or is a machine's while a person has
+            approved the image.
     """
     return workspace.store.restore_label(version_of(workspace, image_id, version), user=user)
 

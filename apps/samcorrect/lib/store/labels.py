@@ -17,7 +17,7 @@ from samcorrect.lib.store.image_ids import check_image_id
 from samcorrect.lib.store.label_names import present_indices
 from samcorrect.lib.store.ledger import Ledger
 from samcorrect.lib.store.records.audit import shown_name
-from samcorrect.lib.store.schema import TAG_CORRECTED, TAG_FINAL, TAG_ORIGINAL, USER, ImageRow, LabelVersionRow
+from samcorrect.lib.store.schema import TAG_CORRECTED, TAG_FINAL, TAG_ORIGINAL, TAGS, USER, ImageRow, LabelVersionRow
 from samcorrect.lib.store.studies import Studies, require_images
 from samcorrect.lib.store.volumes import (
     Grid,
@@ -230,13 +230,18 @@ class LabelStore:
         """Enter an old version once more, so that it is the image's best label again; nothing is taken away.
 
         Args:
-            label: Any version.
+            label: A version with one of TAGS.
             user: Who restores it; a person's label is theirs from then on.
 
         Raises:
-            LabelError: It is a machine's, and a person's label of the image outranks it.
+            LabelError: Its tag is a viewer's own, or it is a machine's and a person's label of the image outranks it.
             StoreError: Its file is gone or was changed.
         """
+        if label.tag not in TAGS:
+            raise LabelError(
+                f"version {label.id} has the tag {label.tag!r}, a viewer's own, which no best label has: load it in a "
+                f"viewer and submit it, or restore a version with one of the tags {', '.join(TAGS)}"
+            )
         self._require_unchanged(label.path, label.content_sha256)
         best = self.ledger.best_label(label.image_id)
         if label.tag != TAG_FINAL and best is not None and best.tag == TAG_FINAL:
