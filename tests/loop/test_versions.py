@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from samcorrect.lib.errors import LabelError, UnknownImageError, UnknownLabelError
+from samcorrect.lib.errors import LabelError, RequestError, UnknownImageError, UnknownLabelError
 from samcorrect.lib.loop.versions import diff_versions, list_versions, restore_version
 from samcorrect.lib.store.schema import QualityRow
 from samcorrect.lib.store.volumes import LPS_TO_RAS, write_label_map
@@ -84,6 +84,13 @@ def test_a_version_with_a_tag_of_a_viewers_own_cannot_be_the_best_label(workspac
     with pytest.raises(LabelError, match=f"version {viewers.id} has the tag 'version_1', a viewer's own"):
         restore_version(workspace, "case0", viewers.id, user="anna")
     assert [row["version"] for row in list_versions(workspace, "case0")] == [viewers.id]
+
+
+def test_nobody_without_a_name_restores_a_version(workspace, tmp_path):
+    annas = submit(workspace, tmp_path, label_of(5), "anna")
+    with pytest.raises(RequestError, match="the name has 1 to 200 characters; got 0"):
+        restore_version(workspace, "case0", annas.id, user=" ")
+    assert workspace.store.ledger.best_label("case0").id == annas.id
 
 
 def test_a_version_whose_file_was_changed_is_not_restored(workspace):

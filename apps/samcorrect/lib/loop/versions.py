@@ -52,6 +52,7 @@ def restore_version(workspace: Workspace, image_id: str, version: int, *, user: 
     """Make an old version the best label again, as a new version; nothing is taken away.
 
     Raises:
+        RequestError: The name is blank, too long, or holds control characters.
         UnknownImageError, UnknownLabelError: No such image or version.
         LabelError: The version is another image's, has a tag of a viewer's own, or is a machine's while a person has
             approved the image.

@@ -16,7 +16,8 @@ from samcorrect.lib.store.files import write_atomically
 from samcorrect.lib.store.image_ids import check_image_id
 from samcorrect.lib.store.label_names import present_indices
 from samcorrect.lib.store.ledger import Ledger
-from samcorrect.lib.store.records.audit import shown_name
+from samcorrect.lib.store.records.audit import MAX_NAME, shown_name
+from samcorrect.lib.store.records.reviews import check_text
 from samcorrect.lib.store.schema import TAG_CORRECTED, TAG_FINAL, TAG_ORIGINAL, TAGS, USER, ImageRow, LabelVersionRow
 from samcorrect.lib.store.studies import Studies, require_images
 from samcorrect.lib.store.volumes import (
@@ -234,9 +235,11 @@ class LabelStore:
             user: Who restores it; a person's label is theirs from then on.
 
         Raises:
+            RequestError: The name is blank, too long, or holds control characters.
             LabelError: Its tag is a viewer's own, or it is a machine's and a person's label of the image outranks it.
             StoreError: Its file is gone or was changed.
         """
+        user = check_text("name", user, MAX_NAME)
         if label.tag not in TAGS:
             raise LabelError(
                 f"version {label.id} has the tag {label.tag!r}, a viewer's own, which no best label has: load it in a "
