@@ -13,7 +13,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sqlalchemy import Connection, func, insert, select
 
@@ -28,7 +28,7 @@ from samcorrect.lib.store.schema import REVISION, Base, LabelVersionRow
 
 MANIFEST_NAME = "manifest.json"
 # What a state folder holds that cannot be made anew; caches and logs stay out.
-KEPT = ("labels", "models", "cohort.json", "sam_models.json", CASE_KEY_NAME)
+KEPT = ("labels", "models", "sam", "cohort.json", "sam_models.json", CASE_KEY_NAME)
 ROWS_AT_ONCE = 1000
 
 # (done, total)
@@ -137,28 +137,30 @@ def _write_tar(path: Path, ledger_file: Path, state_dir: Path, progress: Told) -
     with tarfile.open(path, "w") as archive:
         archive.add(ledger_file, LEDGER_NAME)
         for done, (name, file) in enumerate(files):
-            content = file.read_bytes()
-            if name in wanted and hashlib.sha256(content).hexdigest() != wanted[name]:
+            if name in wanted and hashlib.sha256(file.read_bytes()).hexdigest() != wanted[name]:
                 damaged.append(name)
-            _add(archive, name, content)
+            with file.open("rb") as content:
+                _add(archive, name, content)
             progress(done + 1, len(files))
         manifest = {"samcorrect": __version__, "revision": REVISION, "n_labels": len(wanted), "damaged": damaged}
-        _add(archive, MANIFEST_NAME, json.dumps(manifest, indent=1).encode())
+        _add(archive, MANIFEST_NAME, io.BytesIO(json.dumps(manifest, indent=1).encode()))
     return {"n_labels": len(wanted), "n_files": len(files), "damaged": damaged}
 
 
-def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+def _add(archive: tarfile.TarFile, name: str, content: BinaryIO) -> None:
+    """Add a file in parts: the weights of a SAM may be larger than the memory."""
     member = tarfile.TarInfo(name)
-    member.size, member.mode = len(content), 0o600
-    archive.addfile(member, io.BytesIO(content))
+    member.size, member.mode = content.seek(0, os.SEEK_END), 0o600
+    content.seek(0)
+    archive.addfile(member, content)
 
 
 def _kept_files(state_dir: Path) -> Iterator[tuple[str, Path]]:
     for kept in KEPT:
         path = state_dir / kept
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            # Files under a hidden name are being written.
-            if file.is_file() and not file.name.startswith("."):
+            # Files under a hidden name are being written, and `.part` is what a download has brought of one.
+            if file.is_file() and not file.name.startswith(".") and file.suffix != ".part":
                 yield file.relative_to(state_dir).as_posix(), file
 
 
