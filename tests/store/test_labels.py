@@ -1,5 +1,6 @@
 """The label store: versions, their files and what may be submitted."""
 
+import errno
 import hashlib
 import os
 from pathlib import Path
@@ -305,6 +306,20 @@ def test_what_a_run_ends_with_becomes_the_best_label_again_unless_a_person_has_s
     final = store.submit_label("a", path, tag="final", user="ann")
     assert store.make_best(corrected).id == corrected.id
     assert store.ledger.best_label("a").id == final.id
+
+
+def test_who_may_not_sweep_reads_all_the_same(make_studies, monkeypatch):
+    studies = make_studies("a.png")
+    left = LabelStore(*open_studies(studies, None)).state_dir / "scratch" / "old.tmp"
+    left.parent.mkdir(exist_ok=True)
+    left.write_bytes(b"half")
+    os.utime(left, (1, 1))
+
+    def refuse(path, **_options):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert LabelStore(*open_studies(studies, None)).ledger.image_ids() == ["a"]
 
 
 def test_what_a_killed_process_left_half_written_is_swept_away_once_it_is_old(make_studies):

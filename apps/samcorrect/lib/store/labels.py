@@ -317,8 +317,8 @@ class LabelStore:
             try:
                 if time.time() - left.stat().st_mtime > SCRATCH_S:
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
-            except FileNotFoundError:
-                continue  # another process sweeps too
+            except (FileNotFoundError, PermissionError):
+                continue  # another process sweeps too, and this one may not everywhere
 
     def _require_unchanged(self, relative: str, content_sha256: str) -> None:
         path = self.state_dir / relative
