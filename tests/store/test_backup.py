@@ -1,6 +1,7 @@
 """Backups: whole, made beside writers, moved between databases, and refused where something would be overwritten."""
 
 import io
+import resource
 import shutil
 import tarfile
 import threading
@@ -173,6 +174,7 @@ def test_a_file_that_is_no_whole_backup_is_refused_and_leaves_nothing(store, tmp
     bad = {
         tmp_path / "gone.tar": "cannot|no whole backup",
         tmp_path / "text.tar": "no whole backup",
+        store.state_dir: "no whole backup of samcorrect: .*Is a directory",
         tmp_path / "half.tar": "no whole backup",
         _change(whole, tmp_path / "m.tar", lambda m: [x for x in m if x[0] != MANIFEST_NAME]): "no whole backup",
         _change(whole, tmp_path / "e.tar", lambda m: [*m, ("../evil", b"x")]): "it holds '../evil'",
@@ -186,6 +188,23 @@ def test_a_file_that_is_no_whole_backup_is_refused_and_leaves_nothing(store, tmp
         with pytest.raises(StoreError, match=message):
             restore_backup(file, tmp_path / "new")
         assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_backup_that_the_disk_does_not_hold_is_refused_and_leaves_nothing(store, tmp_path):
+    write_backup(store, tmp_path / "b.tar")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    _, most = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, most))  # a write beyond fails as on a full disk
+    try:
+        with pytest.raises(StoreError, match=f"cannot restore .*b.tar to {tmp_path / 'new'}: File too large"):
+            restore_backup(tmp_path / "b.tar", tmp_path / "new")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match=f"cannot restore .*b.tar to {tmp_path / 'file'}: Not a directory"):
+        restore_backup(tmp_path / "b.tar", tmp_path / "file")
+    (tmp_path / "file").unlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
 def test_studies_that_were_moved_still_open_with_all_their_labels(store, studies, tmp_path, ledger_url):

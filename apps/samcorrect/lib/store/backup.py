@@ -82,9 +82,20 @@ def restore_backup(
         `n_labels`, and `damaged`: label files that were damaged before the backup was made.
 
     Raises:
-        StoreError: The file is no backup, or is damaged; or the state folder or the database is in use already.
+        StoreError: The file is no backup, or is damaged; the state folder or the database is in use already; or the
+            disk is full or may not be written.
     """
     state_dir = state_dir.absolute()
+    try:
+        manifest = _restore(file, state_dir, ledger_url, progress)
+    except StoreError:
+        raise
+    except OSError as error:
+        raise StoreError(f"cannot restore {file} to {state_dir}: {error.strerror or error}") from error
+    return {"n_labels": manifest["n_labels"], "damaged": manifest["damaged"]}
+
+
+def _restore(file: Path, state_dir: Path, ledger_url: str | None, progress: Told) -> dict[str, Any]:
     if state_dir.exists() and any(state_dir.iterdir()):
         raise StoreError(f"the state folder {state_dir} is not empty, and nothing is overwritten: give another --state")
     state_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +116,7 @@ def restore_backup(
         os.replace(folder, state_dir)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return {"n_labels": manifest["n_labels"], "damaged": manifest["damaged"]}
+    return manifest
 
 
 def _copy_tables(source: Ledger, target: Ledger) -> None:
@@ -182,7 +193,7 @@ def _unpack(file: Path, folder: Path) -> dict[str, Any]:
         manifest_file = folder / MANIFEST_NAME
         manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
         manifest_file.unlink()
-    except (tarfile.TarError, FileNotFoundError, ValueError, EOFError) as error:
+    except (tarfile.TarError, FileNotFoundError, IsADirectoryError, ValueError, EOFError) as error:
         raise StoreError(f"{file} is no whole backup of samcorrect: {error}") from error
     return manifest
 
