@@ -36,6 +36,8 @@ STATE_NAME = ".samcorrect"
 SCRATCH_NAME = "scratch"
 # No write takes as long; what is older was left by a process that was killed.
 SCRATCH_S = 3600
+# Of its SHA-256 in the name of a label file.
+NAME_DIGITS = 16
 MACHINE_TAGS = (TAG_ORIGINAL, TAG_CORRECTED)
 
 
@@ -292,10 +294,11 @@ class LabelStore:
         return row
 
     def _enter(self, image_id: str, path: Path, **columns: Any) -> LabelVersionRow:
-        content_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        relative = Path("labels") / image_id / f"{content_sha256[:16]}{suffix_of(path)}"
+        content_sha256 = _sha256(path)
+        relative = Path("labels") / image_id / f"{content_sha256[:NAME_DIGITS]}{suffix_of(path)}"
         target = self.state_dir / relative
-        if not target.exists():
+        # A damaged file is written anew; one whose hash is that of its name is never touched.
+        if not (target.is_file() and _sha256(target).startswith(content_sha256[:NAME_DIGITS])):
             copy = partial(shutil.copyfile, path)
             write_atomically(target, copy, scratch_dir=self._scratch_dir())
         self._require_unchanged(relative.as_posix(), content_sha256)
@@ -324,8 +327,12 @@ class LabelStore:
         path = self.state_dir / relative
         if not path.is_file():
             raise StoreError(f"the stored label {relative} is gone from {self.state_dir}; restore it from a backup")
-        if hashlib.sha256(path.read_bytes()).hexdigest() != content_sha256:
+        if _sha256(path) != content_sha256:
             raise StoreError(f"the stored label {relative} was changed on the disk; restore it from a backup")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def renumber(label_map: np.ndarray, value_to_index: Mapping[int, int]) -> np.ndarray:
