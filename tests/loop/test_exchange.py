@@ -43,6 +43,14 @@ def test_masks_that_a_person_vouches_for_are_approved(phantom_workspace, phantom
     assert workspace.store.ledger.counts()["approved"] == 10
 
 
+@pytest.mark.parametrize("name", ["", " "])  # of a variable of the shell that is not set
+def test_nobody_without_a_name_vouches_for_masks(phantom_workspace, phantoms, name):
+    workspace = phantom_workspace()
+    with pytest.raises(RequestError, match="the name has 1 to 200 characters; got 0"):
+        import_labels(workspace, phantoms.labels, approved_by=name)
+    assert workspace.store.ledger.latest_labels() == {}
+
+
 def test_masks_of_other_images_and_a_missing_folder_are_faults(phantom_workspace, phantoms, tmp_path):
     with pytest.raises(LabelError, match=r"no file in .*test-labels has the name of an image"):
         import_labels(phantom_workspace(), phantoms.test_labels)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from samcorrect.lib.errors import LabelError, UnknownImageError, UnknownLabelError
+from samcorrect.lib.errors import LabelError, RequestError, UnknownImageError, UnknownLabelError
 from samcorrect.lib.loop.versions import diff_versions, list_versions, restore_version
 from samcorrect.lib.store.schema import QualityRow
 from samcorrect.lib.store.volumes import LPS_TO_RAS, write_label_map
@@ -31,9 +31,9 @@ def save(workspace, label_map, tag="original", score=None, **more):
     return row
 
 
-def submit(workspace, tmp_path, label_map, user):
+def submit(workspace, tmp_path, label_map, user, tag="final"):
     write_label_map(tmp_path / f"{user}.nii.gz", label_map, LPS_TO_RAS)
-    return workspace.store.submit_label("case0", tmp_path / f"{user}.nii.gz", tag="final", user=user)
+    return workspace.store.submit_label("case0", tmp_path / f"{user}.nii.gz", tag=tag, user=user)
 
 
 def test_every_version_is_listed_with_what_made_it(workspace, tmp_path):
@@ -77,6 +77,20 @@ def test_a_person_goes_back_to_a_persons_label_and_nothing_of_a_machine_outranks
     best = workspace.store.ledger.best_label("case0")
     assert (best.id, best.tag, best.maker, best.parent_id) == (restored.id, "final", "user:carl", annas.id)
     assert workspace.store.label_path(best).read_bytes() == (tmp_path / "anna.nii.gz").read_bytes()
+
+
+def test_a_version_with_a_tag_of_a_viewers_own_cannot_be_the_best_label(workspace, tmp_path):
+    viewers = submit(workspace, tmp_path, label_of(5), "anna", tag="version_1")
+    with pytest.raises(LabelError, match=f"version {viewers.id} has the tag 'version_1', a viewer's own"):
+        restore_version(workspace, "case0", viewers.id, user="anna")
+    assert [row["version"] for row in list_versions(workspace, "case0")] == [viewers.id]
+
+
+def test_nobody_without_a_name_restores_a_version(workspace, tmp_path):
+    annas = submit(workspace, tmp_path, label_of(5), "anna")
+    with pytest.raises(RequestError, match="the name has 1 to 200 characters; got 0"):
+        restore_version(workspace, "case0", annas.id, user=" ")
+    assert workspace.store.ledger.best_label("case0").id == annas.id
 
 
 def test_a_version_whose_file_was_changed_is_not_restored(workspace):

@@ -1,6 +1,7 @@
 """Backups: whole, made beside writers, moved between databases, and refused where something would be overwritten."""
 
 import io
+import resource
 import shutil
 import tarfile
 import threading
@@ -33,7 +34,7 @@ def studies(make_studies) -> Path:
 
 @pytest.fixture
 def store(studies, tmp_path, ledger_url):
-    """Three versions of a label, a person's among them, a score, a model's file, a cache and a half-written file."""
+    """Three versions of a label, a person's among them, a score, models' files, a cache and half-written files."""
     source, state_dir = open_studies(studies, tmp_path / "state")
     store = LabelStore(source, state_dir, ledger_url)
     first = store.save_label_map("a", label_of(1), tag="original", maker="sam:test", affine=LPS_TO_RAS)
@@ -43,7 +44,14 @@ def store(studies, tmp_path, ledger_url):
     store.ledger.set_quality(
         first.id, [QualityRow(label_version_id=first.id, structure_index=0, score=0.25, created_at=1.0)]
     )
-    for name in ("models/student.pt", "cache/big.npy", "logs/app.log", "labels/a/.half.tmp"):
+    for name in (
+        "models/student.pt",
+        "sam/ours.pth",
+        "sam/vit_h.pth.part",
+        "cache/big.npy",
+        "logs/app.log",
+        "labels/a/.half.tmp",
+    ):
         (state_dir / name).parent.mkdir(parents=True, exist_ok=True)
         (state_dir / name).write_bytes(name.encode())
     yield store
@@ -65,11 +73,12 @@ def open_again(studies: Path, state_dir: Path, url: str | None = None) -> LabelS
 
 def test_a_backup_brings_back_every_row_and_file_but_caches(store, studies, tmp_path):
     told = write_backup(store, tmp_path / "b.tar")
-    assert told == {"n_labels": 3, "n_files": 4, "damaged": []}
+    assert told == {"n_labels": 3, "n_files": 5, "damaged": []}
     assert restore_backup(tmp_path / "b.tar", tmp_path / "new") == {"n_labels": 3, "damaged": []}
     files = sorted(path.relative_to(tmp_path / "new").as_posix() for path in (tmp_path / "new").rglob("*.*"))
     labels = [row.path for image_id in ("a", "ward/b") for row in store.ledger.versions(image_id)]
-    assert files == sorted([*labels, LEDGER_NAME, "models/student.pt"])
+    assert files == sorted([*labels, LEDGER_NAME, "models/student.pt", "sam/ours.pth"])
+    assert (tmp_path / "new" / "sam" / "ours.pth").read_bytes() == b"sam/ours.pth"
     again = open_again(studies, tmp_path / "new")
     assert rows_of(again) == rows_of(store)
     hers = again.label("ward/b", "final")
@@ -165,6 +174,7 @@ def test_a_file_that_is_no_whole_backup_is_refused_and_leaves_nothing(store, tmp
     bad = {
         tmp_path / "gone.tar": "cannot|no whole backup",
         tmp_path / "text.tar": "no whole backup",
+        store.state_dir: "no whole backup of samcorrect: .*Is a directory",
         tmp_path / "half.tar": "no whole backup",
         _change(whole, tmp_path / "m.tar", lambda m: [x for x in m if x[0] != MANIFEST_NAME]): "no whole backup",
         _change(whole, tmp_path / "e.tar", lambda m: [*m, ("../evil", b"x")]): "it holds '../evil'",
@@ -178,6 +188,23 @@ def test_a_file_that_is_no_whole_backup_is_refused_and_leaves_nothing(store, tmp
         with pytest.raises(StoreError, match=message):
             restore_backup(file, tmp_path / "new")
         assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_backup_that_the_disk_does_not_hold_is_refused_and_leaves_nothing(store, tmp_path):
+    write_backup(store, tmp_path / "b.tar")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    _, most = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, most))  # a write beyond fails as on a full disk
+    try:
+        with pytest.raises(StoreError, match=f"cannot restore .*b.tar to {tmp_path / 'new'}: File too large"):
+            restore_backup(tmp_path / "b.tar", tmp_path / "new")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match=f"cannot restore .*b.tar to {tmp_path / 'file'}: Not a directory"):
+        restore_backup(tmp_path / "b.tar", tmp_path / "file")
+    (tmp_path / "file").unlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
 def test_studies_that_were_moved_still_open_with_all_their_labels(store, studies, tmp_path, ledger_url):

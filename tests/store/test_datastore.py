@@ -110,6 +110,23 @@ def test_final_comes_back_byte_for_byte_with_its_submitter(datastore, store, sub
     assert datastore.datalist()[0]["image"].endswith("a.png")
 
 
+def test_the_names_of_a_label_are_those_of_the_values_in_its_file(datastore, store, submitted):
+    def told(tag):
+        values = set(np.unique(read_label_map(_path(datastore, "a", tag)).array).tolist()) - {0}
+        return values, datastore.get_label_info("a", tag)["params"]["label_names"]
+
+    machine_label(store)
+    datastore.save_label("a", str(submitted), "final", INFO)
+    datastore.save_label("a", str(submitted), "draft", {"label_info": [{"name": "lung", "idx": 1}]})
+    datastore.save_label("ward/b", str(submitted), "final", {})  # without names, so in the protocol's numbering
+    assert told("original") == ({3}, {"heart": 3})
+    assert told("final") == ({1}, {"heart": 1})
+    assert told("draft") == ({1}, {"lung": 1})
+    assert datastore.get_label_info("ward/b", "final")["params"]["label_names"] == {"lung": 1}
+    store.approve_label(store.label("a", "original"), user="anna", expected_best=store.label("a", "final").id)
+    assert told("final") == ({3}, {"heart": 3})
+
+
 def test_every_submit_is_a_version_of_its_own(datastore, store, submitted, tmp_path):
     datastore.save_label("a", str(submitted), "final", INFO)
     first = _path(datastore, "a", "final")

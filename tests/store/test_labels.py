@@ -1,5 +1,6 @@
 """The label store: versions, their files and what may be submitted."""
 
+import errno
 import hashlib
 import os
 from pathlib import Path
@@ -17,6 +18,7 @@ from samcorrect.lib.errors import (
     UnknownImageError,
     UnknownLabelError,
 )
+from samcorrect.lib.store import labels
 from samcorrect.lib.store.labels import LabelStore, renumber
 from samcorrect.lib.store.sources import open_studies
 from samcorrect.lib.store.volumes import LPS_TO_RAS, write_label_map
@@ -206,11 +208,30 @@ def test_a_stored_file_that_was_changed_is_found_out(store):
     write_label_map(path, square(2), LPS_TO_RAS)  # a valid label, but not the one of the ledger
     with pytest.raises(StoreError, match=r"stored label labels/a/.* was changed on the disk"):
         store.read_label(row)
-    with pytest.raises(StoreError, match="was changed on the disk"):
-        save(store)
-    assert len(store.ledger.latest_labels()) == 1
     path.write_bytes(good)
     assert np.array_equal(store.read_label(row), square())
+
+
+def test_a_stored_file_that_was_damaged_is_written_anew_by_the_same_content_and_a_whole_one_is_not(store, tmp_path):
+    path = tmp_path / "mask.nii.gz"
+    write_label_map(path, square(), LPS_TO_RAS)
+    row = store.submit_label("a", path, tag="final", user="ann")
+    stored = store.label_path(row)
+    stored.write_bytes(path.read_bytes()[:50])
+    store.submit_label("a", path, tag="final", user="ann")
+    assert stored.read_bytes() == path.read_bytes()
+    assert np.array_equal(store.read_label(row), square())
+    written = stored.stat()
+    store.submit_label("a", path, tag="final", user="ann")
+    assert (stored.stat().st_ino, stored.stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
+
+
+def test_of_two_contents_whose_hashes_begin_alike_the_second_does_not_replace_the_first(store, monkeypatch):
+    monkeypatch.setattr(labels, "NAME_DIGITS", 0)
+    first = save(store)
+    with pytest.raises(StoreError, match="was changed on the disk"):
+        save(store, label_map=square(2))
+    assert np.array_equal(store.read_label(first), square())
 
 
 def test_a_stored_file_that_is_gone_is_a_store_error_and_is_written_anew_by_the_same_content(store):
@@ -305,6 +326,20 @@ def test_what_a_run_ends_with_becomes_the_best_label_again_unless_a_person_has_s
     final = store.submit_label("a", path, tag="final", user="ann")
     assert store.make_best(corrected).id == corrected.id
     assert store.ledger.best_label("a").id == final.id
+
+
+def test_who_may_not_sweep_reads_all_the_same(make_studies, monkeypatch):
+    studies = make_studies("a.png")
+    left = LabelStore(*open_studies(studies, None)).state_dir / "scratch" / "old.tmp"
+    left.parent.mkdir(exist_ok=True)
+    left.write_bytes(b"half")
+    os.utime(left, (1, 1))
+
+    def refuse(path, **_options):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert LabelStore(*open_studies(studies, None)).ledger.image_ids() == ["a"]
 
 
 def test_what_a_killed_process_left_half_written_is_swept_away_once_it_is_old(make_studies):

@@ -1,5 +1,7 @@
 """Folders and files that cannot be a ledger."""
 
+import errno
+import re
 import shutil
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 from samcorrect.lib.errors import StoreError
 from samcorrect.lib.store.engine import LEDGER_NAME
 from samcorrect.lib.store.ledger import Ledger
+from samcorrect.lib.store.records.base import TURN_NAME
 from samcorrect.lib.store.studies import ImageFile
 
 
@@ -39,6 +42,22 @@ def test_any_name_of_the_state_folder_will_do(tmp_path, name):
     ledger.close()
     assert (tmp_path / name / LEDGER_NAME).is_file()
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_who_may_not_write_the_state_folder_is_told_who_may(tmp_path, monkeypatch):
+    ledger = Ledger(tmp_path / "state")
+    lock, open_file = tmp_path / "state" / TURN_NAME, Path.open
+
+    def refuse(path, *args, **options):  # root, who may run this, is refused nothing
+        if path == lock:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return open_file(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    told = f"cannot write {lock}: Permission denied. Run this as {tmp_path.owner()}, who owns the state folder"
+    with pytest.raises(StoreError, match=f"^{re.escape(told)}$"):
+        ledger.sync_images([ImageFile("a", "a.png", "a")])
+    assert ledger.image_ids() == []
 
 
 def test_a_ledger_that_breaks_while_it_is_open_is_a_store_error(tmp_path):

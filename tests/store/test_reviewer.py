@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from monailabel.config import settings as host_settings
 
 from samcorrect.lib.errors import LabelError, RequestError
 from samcorrect.lib.protocol import Protocol
@@ -102,6 +103,19 @@ def test_a_second_reader_approves_what_an_annotator_submitted(datastore, store, 
     datastore.update_label_info("a", "final", meta("approved"))
     best = store.ledger.best_label("a")
     assert (best.parent_id, best.maker, best.content_sha256) == (submitted.id, "user:rita", submitted.content_sha256)
+
+
+def test_nobody_approves_in_anothers_name_where_there_is_a_login(datastore, store, monkeypatch):
+    monkeypatch.setattr(host_settings, "MONAI_LABEL_AUTH_ENABLE", True)
+    machine_label(store)
+    datastore.update_label_info("a", "original", meta("approved", by="chief"))  # as the user "admin"
+    assert store.ledger.best_label("a").maker == "user:admin"
+    # What others approved comes back with every comment, and is no approval by the one who comments.
+    datastore.update_label_info("a", "final", meta("approved", by="admin", comment="fine") | {"user": "rita"})
+    assert store.ledger.best_label("a").maker == "user:admin"
+    datastore.update_label_info("a", "final", meta("flagged", by="admin", comment="leaks") | {"user": "rita"})
+    told = [(row.decision, row.reviewer) for row in store.ledger.reviews("a")]
+    assert told == [("approved", "admin"), ("comment", "rita"), ("rejected", "rita")]
 
 
 def test_flagged_rejects_with_the_comment_and_approving_it_all_the_same_is_meant(datastore, store, tmp_path):

@@ -198,6 +198,12 @@ def test_a_rejection_needs_a_name_and_a_reason_that_can_be_shown(ledger, name, r
     assert ledger.reviews("a") == []
 
 
+@pytest.mark.parametrize("number", [9, 2**31, 10**25, -(10**25)])
+def test_a_number_that_no_version_has_is_named_however_great(ledger, number):
+    with pytest.raises(UnknownLabelError, match=f"no label version {number} in the ledger"):
+        ledger.label_version(number)
+
+
 def test_what_is_not_there_or_of_another_image_is_named(ledger):
     label = enter(ledger, "a")
     with pytest.raises(UnknownLabelError, match="no label version 9 in the ledger"):

@@ -1,14 +1,21 @@
 """Which files of a studies folder are images, and what they are called."""
 
+import errno
 import os
 import shutil
+import time
+from pathlib import Path
 
 import pytest
 
 from samcorrect.lib.errors import RequestError, StoreError
+from samcorrect.lib.store import studies as studies_module
 from samcorrect.lib.store.engine import LEDGER_NAME
 from samcorrect.lib.store.image_ids import check_image_id
 from samcorrect.lib.store.studies import LocalStudies, require_images
+
+# Longer than the tick of a file system's time stamps.
+TICK_S = 0.05
 
 
 def test_images_are_listed_by_their_path_without_the_suffix_in_order_of_id(make_studies):
@@ -44,6 +51,35 @@ def test_hidden_folders_the_hosts_labels_and_the_state_folder_are_passed_over(ma
     found, refused = LocalStudies(studies).scan()
     assert [image.id for image in found] == ["a"]
     assert refused == []
+
+
+def test_a_folder_that_cannot_be_listed_is_refused_and_the_others_are_read(make_studies, monkeypatch):
+    """`lost+found` of a data disk; root may list every folder, so the refusal is played."""
+    folder = make_studies("a.png", "lost+found/b.png", "ward/c.png")
+    list_folder, closed = os.scandir, {folder / "lost+found"}
+
+    def scandir(path):
+        if Path(path) in closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return list_folder(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    monkeypatch.setattr(studies_module, "SETTLED_NS", 0)
+    time.sleep(TICK_S)
+    studies = LocalStudies(folder)
+    for _ in range(2):
+        found, refused = studies.scan()
+        assert [image.id for image in found] == ["a", "ward/c"]
+        assert refused == [("lost+found/", "a folder that cannot be listed: Permission denied")]
+    assert not studies.has_changed()
+    time.sleep(TICK_S)
+    closed.clear()
+    (folder / "lost+found").chmod(0o755)
+    assert studies.has_changed()
+    assert [image.id for image in studies.scan()[0]] == ["a", "lost+found/b", "ward/c"]
+    closed.add(folder)
+    with pytest.raises(StoreError, match=f"the studies folder {folder} cannot be listed: Permission denied"):
+        LocalStudies(folder).scan()
 
 
 def test_a_folder_named_labels_further_down_is_an_ordinary_one(make_studies):

@@ -14,6 +14,8 @@ from samcorrect.lib.loop.cohort import best_labels
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
 from samcorrect.lib.store.files import write_atomically, write_bytes_atomically
 from samcorrect.lib.store.label_names import map_values, present_indices
+from samcorrect.lib.store.records.audit import MAX_NAME
+from samcorrect.lib.store.records.reviews import check_text
 from samcorrect.lib.store.schema import TAG_CORRECTED, TAG_FINAL, TAG_ORIGINAL, LabelVersionRow
 from samcorrect.lib.store.studies import LocalStudies
 from samcorrect.lib.store.volumes import read_label_map, write_label_map
@@ -39,9 +41,11 @@ def import_labels(
         `n_imported`, `refused` (file, reason) and `unmatched` files.
 
     Raises:
+        RequestError: The person's name is blank, too long, or holds control characters.
         LabelError: No file matches an image.
         StoreError: The folder is missing.
     """
+    approved_by = None if approved_by is None else check_text("name", approved_by, MAX_NAME)
     files, unusable = LocalStudies(folder).scan()
     known = {row.id for row in workspace.store.require_images()}
     matched = [file for file in files if file.id in known]
@@ -51,7 +55,7 @@ def import_labels(
             "a label is named like its image"
         )
     refused = list(unusable)
-    tag, user = (TAG_FINAL, approved_by) if approved_by else (TAG_ORIGINAL, "import")
+    tag, user = (TAG_ORIGINAL, "import") if approved_by is None else (TAG_FINAL, approved_by)
     for done, file in enumerate(matched):
         try:
             map_values(present_indices(read_label_map(folder / file.path).array), [], workspace.protocol)

@@ -52,8 +52,10 @@ def restore_version(workspace: Workspace, image_id: str, version: int, *, user: 
     """Make an old version the best label again, as a new version; nothing is taken away.
 
     Raises:
+        RequestError: The name is blank, too long, or holds control characters.
         UnknownImageError, UnknownLabelError: No such image or version.
-        LabelError: The version is another image's, or a machine's while a person has approved the image.
+        LabelError: The version is another image's, has a tag of a viewer's own, or is a machine's while a person has
+            approved the image.
     """
     return workspace.store.restore_label(version_of(workspace, image_id, version), user=user)
 

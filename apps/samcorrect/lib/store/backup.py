@@ -13,7 +13,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sqlalchemy import Connection, func, insert, select
 
@@ -28,7 +28,7 @@ from samcorrect.lib.store.schema import REVISION, Base, LabelVersionRow
 
 MANIFEST_NAME = "manifest.json"
 # What a state folder holds that cannot be made anew; caches and logs stay out.
-KEPT = ("labels", "models", "cohort.json", "sam_models.json", CASE_KEY_NAME)
+KEPT = ("labels", "models", "sam", "cohort.json", "sam_models.json", CASE_KEY_NAME)
 ROWS_AT_ONCE = 1000
 
 # (done, total)
@@ -82,9 +82,20 @@ def restore_backup(
         `n_labels`, and `damaged`: label files that were damaged before the backup was made.
 
     Raises:
-        StoreError: The file is no backup, or is damaged; or the state folder or the database is in use already.
+        StoreError: The file is no backup, or is damaged; the state folder or the database is in use already; or the
+            disk is full or may not be written.
     """
     state_dir = state_dir.absolute()
+    try:
+        manifest = _restore(file, state_dir, ledger_url, progress)
+    except StoreError:
+        raise
+    except OSError as error:
+        raise StoreError(f"cannot restore {file} to {state_dir}: {error.strerror or error}") from error
+    return {"n_labels": manifest["n_labels"], "damaged": manifest["damaged"]}
+
+
+def _restore(file: Path, state_dir: Path, ledger_url: str | None, progress: Told) -> dict[str, Any]:
     if state_dir.exists() and any(state_dir.iterdir()):
         raise StoreError(f"the state folder {state_dir} is not empty, and nothing is overwritten: give another --state")
     state_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +116,7 @@ def restore_backup(
         os.replace(folder, state_dir)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return {"n_labels": manifest["n_labels"], "damaged": manifest["damaged"]}
+    return manifest
 
 
 def _copy_tables(source: Ledger, target: Ledger) -> None:
@@ -137,28 +148,30 @@ def _write_tar(path: Path, ledger_file: Path, state_dir: Path, progress: Told) -
     with tarfile.open(path, "w") as archive:
         archive.add(ledger_file, LEDGER_NAME)
         for done, (name, file) in enumerate(files):
-            content = file.read_bytes()
-            if name in wanted and hashlib.sha256(content).hexdigest() != wanted[name]:
+            if name in wanted and hashlib.sha256(file.read_bytes()).hexdigest() != wanted[name]:
                 damaged.append(name)
-            _add(archive, name, content)
+            with file.open("rb") as content:
+                _add(archive, name, content)
             progress(done + 1, len(files))
         manifest = {"samcorrect": __version__, "revision": REVISION, "n_labels": len(wanted), "damaged": damaged}
-        _add(archive, MANIFEST_NAME, json.dumps(manifest, indent=1).encode())
+        _add(archive, MANIFEST_NAME, io.BytesIO(json.dumps(manifest, indent=1).encode()))
     return {"n_labels": len(wanted), "n_files": len(files), "damaged": damaged}
 
 
-def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+def _add(archive: tarfile.TarFile, name: str, content: BinaryIO) -> None:
+    """Add a file in parts: the weights of a SAM may be larger than the memory."""
     member = tarfile.TarInfo(name)
-    member.size, member.mode = len(content), 0o600
-    archive.addfile(member, io.BytesIO(content))
+    member.size, member.mode = content.seek(0, os.SEEK_END), 0o600
+    content.seek(0)
+    archive.addfile(member, content)
 
 
 def _kept_files(state_dir: Path) -> Iterator[tuple[str, Path]]:
     for kept in KEPT:
         path = state_dir / kept
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            # Files under a hidden name are being written.
-            if file.is_file() and not file.name.startswith("."):
+            # Files under a hidden name are being written, and `.part` is what a download has brought of one.
+            if file.is_file() and not file.name.startswith(".") and file.suffix != ".part":
                 yield file.relative_to(state_dir).as_posix(), file
 
 
@@ -180,7 +193,7 @@ def _unpack(file: Path, folder: Path) -> dict[str, Any]:
         manifest_file = folder / MANIFEST_NAME
         manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
         manifest_file.unlink()
-    except (tarfile.TarError, FileNotFoundError, ValueError, EOFError) as error:
+    except (tarfile.TarError, FileNotFoundError, IsADirectoryError, ValueError, EOFError) as error:
         raise StoreError(f"{file} is no whole backup of samcorrect: {error}") from error
     return manifest
 

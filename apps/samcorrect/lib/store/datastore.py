@@ -216,11 +216,14 @@ class LedgerDatastore(Datastore):
         return str(canonical)
 
     def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
-        """Names in a label and where it comes from."""
+        """Names in a label, with the values of the file that `get_label_uri` gives, and where it comes from."""
         row = self._label(label_id, label_tag)
+        names, entries = self.label_names(row), row.info.get("label_info")
+        if label_tag != TAG_ORIGINAL and entries:
+            names = name_indices(map(int, row.info["value_to_index"]), None, entries)
         review = self._store.ledger.last_review(row.id)
         return {
-            "params": {"label_names": self.label_names(row)},
+            "params": {"label_names": names},
             "tag": row.tag,
             "version": row.id,
             "state": row.state,

@@ -16,8 +16,9 @@ from samcorrect.lib.store.files import write_atomically
 from samcorrect.lib.store.image_ids import check_image_id
 from samcorrect.lib.store.label_names import present_indices
 from samcorrect.lib.store.ledger import Ledger
-from samcorrect.lib.store.records.audit import shown_name
-from samcorrect.lib.store.schema import TAG_CORRECTED, TAG_FINAL, TAG_ORIGINAL, USER, ImageRow, LabelVersionRow
+from samcorrect.lib.store.records.audit import MAX_NAME, shown_name
+from samcorrect.lib.store.records.reviews import check_text
+from samcorrect.lib.store.schema import TAG_CORRECTED, TAG_FINAL, TAG_ORIGINAL, TAGS, USER, ImageRow, LabelVersionRow
 from samcorrect.lib.store.studies import Studies, require_images
 from samcorrect.lib.store.volumes import (
     Grid,
@@ -35,6 +36,8 @@ STATE_NAME = ".samcorrect"
 SCRATCH_NAME = "scratch"
 # No write takes as long; what is older was left by a process that was killed.
 SCRATCH_S = 3600
+# Of its SHA-256 in the name of a label file.
+NAME_DIGITS = 16
 MACHINE_TAGS = (TAG_ORIGINAL, TAG_CORRECTED)
 
 
@@ -230,13 +233,20 @@ class LabelStore:
         """Enter an old version once more, so that it is the image's best label again; nothing is taken away.
 
         Args:
-            label: Any version.
+            label: A version with one of TAGS.
             user: Who restores it; a person's label is theirs from then on.
 
         Raises:
-            LabelError: It is a machine's, and a person's label of the image outranks it.
+            RequestError: The name is blank, too long, or holds control characters.
+            LabelError: Its tag is a viewer's own, or it is a machine's and a person's label of the image outranks it.
             StoreError: Its file is gone or was changed.
         """
+        user = check_text("name", user, MAX_NAME)
+        if label.tag not in TAGS:
+            raise LabelError(
+                f"version {label.id} has the tag {label.tag!r}, a viewer's own, which no best label has: load it in a "
+                f"viewer and submit it, or restore a version with one of the tags {', '.join(TAGS)}"
+            )
         self._require_unchanged(label.path, label.content_sha256)
         best = self.ledger.best_label(label.image_id)
         if label.tag != TAG_FINAL and best is not None and best.tag == TAG_FINAL:
@@ -284,10 +294,11 @@ class LabelStore:
         return row
 
     def _enter(self, image_id: str, path: Path, **columns: Any) -> LabelVersionRow:
-        content_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        relative = Path("labels") / image_id / f"{content_sha256[:16]}{suffix_of(path)}"
+        content_sha256 = _sha256(path)
+        relative = Path("labels") / image_id / f"{content_sha256[:NAME_DIGITS]}{suffix_of(path)}"
         target = self.state_dir / relative
-        if not target.exists():
+        # A damaged file is written anew; one whose hash is that of its name is never touched.
+        if not (target.is_file() and _sha256(target).startswith(content_sha256[:NAME_DIGITS])):
             copy = partial(shutil.copyfile, path)
             write_atomically(target, copy, scratch_dir=self._scratch_dir())
         self._require_unchanged(relative.as_posix(), content_sha256)
@@ -309,15 +320,19 @@ class LabelStore:
             try:
                 if time.time() - left.stat().st_mtime > SCRATCH_S:
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
-            except FileNotFoundError:
-                continue  # another process sweeps too
+            except (FileNotFoundError, PermissionError):
+                continue  # another process sweeps too, and this one may not everywhere
 
     def _require_unchanged(self, relative: str, content_sha256: str) -> None:
         path = self.state_dir / relative
         if not path.is_file():
             raise StoreError(f"the stored label {relative} is gone from {self.state_dir}; restore it from a backup")
-        if hashlib.sha256(path.read_bytes()).hexdigest() != content_sha256:
+        if _sha256(path) != content_sha256:
             raise StoreError(f"the stored label {relative} was changed on the disk; restore it from a backup")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def renumber(label_map: np.ndarray, value_to_index: Mapping[int, int]) -> np.ndarray:

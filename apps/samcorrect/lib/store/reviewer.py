@@ -5,6 +5,8 @@ It is made from the ledger and never stored: status "approved" approves, "flagge
 
 from collections.abc import Mapping
 
+from monailabel.config import settings as host_settings
+
 from samcorrect.lib.errors import RequestError
 from samcorrect.lib.store.labels import LabelStore
 from samcorrect.lib.store.records.audit import MAX_NAME
@@ -25,7 +27,7 @@ def take_meta(
         label: The label that it is about.
         review: The last decision about it, or None.
         meta: As the Reviewer sent it.
-        user: Who sends it, where it does not say so.
+        user: Who sends it. Where nobody has to log in, its `approvedBy` says so first.
 
     Returns:
         The version that what else was noted belongs to: the approved one, else `label`.
@@ -41,10 +43,12 @@ def take_meta(
         if not isinstance(value, str):
             raise RequestError(f"`{META}.{key}` is a text; got {value!r:.80}")
     known = segmentation_meta(label, review)
-    reviewer = (wanted["approvedBy"].strip() or user)[:MAX_NAME]
+    named = wanted["approvedBy"].strip()
+    reviewer = (user if host_settings.MONAI_LABEL_AUTH_ENABLE else named or user)[:MAX_NAME]
     comment = " ".join(wanted["comment"].split())
     is_new = comment not in ("", known["comment"])
-    if wanted["status"] == APPROVED and (known["status"] != APPROVED or known["approvedBy"] != reviewer):
+    is_known = known["status"] == APPROVED and known["approvedBy"] in (reviewer, named)
+    if wanted["status"] == APPROVED and not is_known:
         # Whoever approves what is shown as flagged means it.
         return store.approve_label(label, user=reviewer, comment=comment if is_new else "", even_rejected=True)
     if wanted["status"] == FLAGGED and not label.is_rejected:

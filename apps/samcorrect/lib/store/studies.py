@@ -174,13 +174,20 @@ class LocalStudies:
                 waiting += (f"{at}{name}/" for name in listed.folders)
 
     def _list(self, at: str, changed_ns: int) -> _Folder | None:
-        """List one folder; None where it is a state folder or gone."""
+        """List one folder; None where it is a state folder or gone. Raises StoreError where the studies cannot be."""
         is_settled = time.time_ns() - changed_ns > SETTLED_NS
         listed = _Folder(changed_ns if is_settled else -1)
         try:
             entries = sorted(os.scandir(self.folder / at), key=lambda entry: entry.name)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            reason = f"cannot be listed: {error.strerror or error}"
+            if not at:
+                raise StoreError(f"the studies folder {self.folder} {reason}") from error
+            # The slash keeps it from having the id of an image.
+            listed.refused.append((os.fsencode(at).decode("utf-8", "replace"), f"a folder that {reason}"))
+            return listed
         if at and any(entry.name == LEDGER_NAME for entry in entries):
             return None
         for entry in entries:
@@ -207,7 +214,8 @@ def require_images(images: list[ImageFile], location: str) -> None:
 
 def _changed_ns(folder: Path) -> int:
     try:
-        return folder.stat().st_mtime_ns
+        stat = folder.stat()
+        return max(stat.st_mtime_ns, stat.st_ctime_ns)  # a folder's rights change the second alone
     except OSError:
         return -2
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
@@ -46,7 +46,7 @@ class Records:
                 and the write that rests on it would be lost.
 
         Raises:
-            StoreError: The disk is full, the file cannot be written, or another process held the lock too long.
+            StoreError: The disk is full, the files may not be written, or another process held the lock too long.
         """
         try:
             turn = self._turn() if writes else nullcontext()
@@ -69,7 +69,7 @@ class Records:
         if fcntl is None or self._engine.dialect.name != "sqlite":
             yield
             return
-        with (self.state_dir / TURN_NAME).open("a") as lock:
+        with _open_to_write(self.state_dir / TURN_NAME) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
@@ -82,6 +82,24 @@ class Records:
             else:
                 session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
             yield session
+
+
+def _open_to_write(path: Path) -> TextIO:
+    try:
+        return path.open("a")
+    except PermissionError as error:
+        raise StoreError(
+            f"cannot write {path}: {error.strerror}. Run this as {_owner(path.parent)}, who owns the state folder"
+        ) from error
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _owner(path: Path) -> str:
+    try:
+        return path.owner()
+    except KeyError:  # a user of another machine, or of a container
+        return f"user {path.stat().st_uid}"
 
 
 def merge_notes(notes: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:

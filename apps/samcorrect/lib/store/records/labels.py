@@ -38,6 +38,8 @@ from samcorrect.lib.store.schema import (
 EVENT_OF_TAG = {TAG_ORIGINAL: EVENT_MADE, TAG_CORRECTED: EVENT_CORRECTED}
 RESTORED_BY = "restored_by"
 STANDS = LabelVersionRow.is_rejected.is_(False)
+# PostgreSQL's INTEGER; both databases refuse greater numbers than they know.
+MAX_INTEGER = 2**31 - 1
 # SQLite takes 32,766 variables in a statement, older ones 999.
 IDS_PER_QUERY = 900
 
@@ -148,7 +150,7 @@ class LabelRecords(Records):
     def label_version(self, label_version_id: int) -> LabelVersionRow:
         """One label version by its number. Raises UnknownLabelError."""
         with self.session() as session:
-            row = session.get(LabelVersionRow, label_version_id)
+            row = session.get(LabelVersionRow, label_version_id) if abs(label_version_id) <= MAX_INTEGER else None
         if row is None:
             raise UnknownLabelError(f"no label version {label_version_id} in the ledger")
         return row
