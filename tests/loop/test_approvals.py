@@ -1,10 +1,14 @@
 """Which approvals calibrate the scores, and what they say."""
 
+import shutil
+
 import numpy as np
 import pytest
 
 from samcorrect.lib.core.selection import WHY_AUDIT, WHY_RANDOM, WHY_WORST
 from samcorrect.lib.loop.approvals import approved_pairs
+from samcorrect.lib.loop.workspace import open_workspace
+from samcorrect.lib.store.image_ids import log_name
 from samcorrect.lib.store.schema import QualityRow
 from samcorrect.lib.store.volumes import LPS_TO_RAS, write_label_map
 
@@ -20,9 +24,15 @@ def label_of(n_rows: int) -> np.ndarray:
 
 
 @pytest.fixture
-def live(phantom_workspace, tmp_path):
+def own_studies(phantoms, tmp_path):
+    """A copy of the phantoms, which may lose images."""
+    return shutil.copytree(phantoms.images, tmp_path / "studies")
+
+
+@pytest.fixture
+def live(phantoms, own_studies, tmp_path):
     """A function that lets a machine make and score a label of 4 rows and a person, served for a reason, submit one."""
-    workspace = phantom_workspace()
+    workspace = open_workspace(own_studies, phantoms.settings.model_copy(update={"state": tmp_path / "state"}))
     ledger = workspace.store.ledger
 
     def one(image_id: str, why: str | None, n_rows: int, score: float | None = 0.5, tag: str = "original"):
@@ -37,7 +47,8 @@ def live(phantom_workspace, tmp_path):
         write_label_map(tmp_path / "hers.nii.gz", label_of(n_rows), LPS_TO_RAS)
         workspace.store.submit_label(image_id, tmp_path / "hers.nii.gz", tag="final", user="anna")
 
-    return workspace, one
+    yield workspace, one
+    ledger.close()
 
 
 def test_labels_served_at_random_count_with_the_score_they_had(live):
@@ -92,6 +103,21 @@ def test_labels_served_worst_first_imported_or_never_scored_do_not_count(live):
     one("case1", None, 4)
     one("case2", WHY_AUDIT, 4, score=None)
     assert [(len(pairs.scores), len(pairs.dice)) for pairs in approved_pairs(workspace)] == [(0, 0), (0, 0)]
+
+
+def test_labels_whose_image_is_gone_or_cannot_be_read_are_left_out(live, own_studies, caplog):
+    workspace, one = live
+    for image_id, n_rows in (("case0", 4), ("case1", 6), ("case2", 4)):
+        one(image_id, WHY_AUDIT, n_rows)
+    (own_studies / "case0.png").unlink()
+    (own_studies / "case2.png").write_bytes(b"")
+    workspace.store.rescan()
+    right, left = approved_pairs(workspace)
+    np.testing.assert_allclose(right.dice, [0.8])
+    assert [len(values) for values in (left.dice, left.scores, left.is_corrected)] == [1, 1, 1]
+    version = workspace.store.ledger.latest_label("case2", "final").id
+    told = f"the approved label {version} of image {log_name('case2')} calibrates nothing: ImageError"
+    assert [record.getMessage() for record in caplog.records] == [told]
 
 
 def test_what_a_person_submits_again_does_not_count_twice(live, tmp_path):
