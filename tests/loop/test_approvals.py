@@ -7,6 +7,7 @@ import pytest
 
 from samcorrect.lib.core.selection import WHY_AUDIT, WHY_RANDOM, WHY_WORST
 from samcorrect.lib.loop.approvals import approved_pairs
+from samcorrect.lib.loop.reviews import reject_label
 from samcorrect.lib.loop.workspace import open_workspace
 from samcorrect.lib.store.image_ids import log_name
 from samcorrect.lib.store.schema import QualityRow
@@ -120,10 +121,28 @@ def test_labels_whose_image_is_gone_or_cannot_be_read_are_left_out(live, own_stu
     assert [record.getMessage() for record in caplog.records] == [told]
 
 
-def test_what_a_person_submits_again_does_not_count_twice(live, tmp_path):
+def submit(workspace, image_id: str, n_rows: int, tmp_path) -> None:
+    write_label_map(tmp_path / "again.nii.gz", label_of(n_rows), LPS_TO_RAS)
+    workspace.store.submit_label(image_id, tmp_path / "again.nii.gz", tag="final", user="ben")
+
+
+def test_what_a_person_submits_again_counts_once_and_as_it_is_now(live, tmp_path):
     workspace, one = live
-    one("case0", WHY_AUDIT, 6)
-    write_label_map(tmp_path / "again.nii.gz", label_of(9), LPS_TO_RAS)
-    workspace.store.submit_label("case0", tmp_path / "again.nii.gz", tag="final", user="ben")
+    one("case0", WHY_AUDIT, 9, 0.9)
+    submit(workspace, "case0", 6, tmp_path)
     right, _ = approved_pairs(workspace)
+    np.testing.assert_allclose(right.scores, [0.9])
     np.testing.assert_allclose(right.dice, [0.8])
+
+
+def test_a_rejected_label_counts_no_more_until_another_is_submitted(live, tmp_path):
+    workspace, one = live
+    one("case0", WHY_AUDIT, 0, 0.9)
+    one("case1", WHY_AUDIT, 4)
+    reject_label(workspace, "case0", reviewer="ben", reason="empty by accident")
+    right, _ = approved_pairs(workspace)
+    np.testing.assert_allclose((right.scores, right.dice), [[0.5], [1.0]])
+    submit(workspace, "case0", 6, tmp_path)
+    right, _ = approved_pairs(workspace)
+    # With the score that the machine's label had when it was served at random.
+    np.testing.assert_allclose((right.scores, right.dice), [[0.9, 0.5], [0.8, 1.0]])

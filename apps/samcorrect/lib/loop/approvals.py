@@ -37,17 +37,19 @@ def audit_finals(workspace: Workspace) -> list[LabelVersionRow]:
 
 
 def audited_labels(workspace: Workspace) -> list[tuple[LabelVersionRow, LabelVersionRow, dict[int, QualityRow]]]:
-    """Of the audit share the label of the machine's that a person saw, what the person made of it, and its quality;
-    those that were never scored, and those of images that cannot be used now, are left out.
+    """Of the audit share the label of the machine's that the first person saw, the newest label of a person's that now
+    stands, and the quality of the former.
+
+    Those that were never scored, and images that cannot be used now or have no person's label left, are left out.
     """
     ledger, found = workspace.store.ledger, []
     usable = set(ledger.image_ids())
-    for final in audit_finals(workspace):
-        if final.parent_id is None or final.image_id not in usable:
+    for first in audit_finals(workspace):
+        if first.parent_id is None or first.image_id not in usable:
             continue
-        before = ledger.label_version(final.parent_id)
+        before, final = ledger.label_version(first.parent_id), ledger.latest_label(first.image_id, TAG_FINAL)
         quality = ledger.quality(before.id)
-        if before.tag != TAG_FINAL and quality:
+        if before.tag != TAG_FINAL and final is not None and quality:
             found.append((before, final, quality))
     return found
 
@@ -55,8 +57,8 @@ def audited_labels(workspace: Workspace) -> list[tuple[LabelVersionRow, LabelVer
 def approved_pairs(workspace: Workspace, rescored: Mapping[int, np.ndarray] | None = None) -> list[ApprovedPairs]:
     """Score and true Dice of the labels of the audit share, for each structure of the protocol.
 
-    Those that the promotion gate holds out are among them, since nothing is trained here. A label that
-    cannot be read on its image any more is left out, and the log says so.
+    Those that the promotion gate holds out are among them, since nothing is trained here. A label that cannot
+    be read on its image any more is left out, and the log says so.
 
     Args:
         workspace: With a protocol.
