@@ -264,7 +264,8 @@ def _choosing(workspace: Workspace, cohort: Cohort, scores: Scores, truth: Groun
                 "mean_of_prompts": values.mean(),
                 "predicted_iou": values[np.argmax(found[k].predicted_iou)],
                 "stability": values[np.argmax(found[k].stability)],
-                "first_pass": values[label.info["structures"][name]["candidate"]],
+                # A structure that is not in the image has empty candidates, of which none was chosen.
+                "first_pass": values[label.info["structures"][name].get("candidate", 0)],
                 "second_pass": np.nan if scores.chosen is None else values[scores.chosen[number, k]],
                 "asked_again": np.nan if asked is None else agreement(asked, true_map == index),
                 "oracle": values.max(),

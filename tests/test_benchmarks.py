@@ -288,6 +288,25 @@ def test_too_few_images_for_students_choose_nothing_a_second_time(module, phanto
     module("quality")._print_choosing({"0": told})
 
 
+def test_of_a_structure_that_is_not_in_an_image_every_chooser_takes_nothing(module, phantoms, tmp_path):
+    rows = ["case0.png,left blob,,,,", "case1.png,left blob,50,8,94,74"]
+    (tmp_path / "boxes.csv").write_text("\n".join(["image,label,x0,y0,x1,y1", *rows]), encoding="utf-8")
+    structure = "{name: left blob, index: 3, prompt: {source: boxes_file, path: boxes.csv}}"
+    (tmp_path / "boxes.yaml").write_text(f"structures: [{structure}]", encoding="utf-8")
+    changed = {"state": tmp_path / "state", "protocol": tmp_path / "boxes.yaml"}
+    workspace = open_workspace(phantoms.images, phantoms.settings.model_copy(update=changed), cache_dir=phantoms.cache)
+    pseudo_label_store(workspace, image_ids=["case0", "case1"])
+    cohort = load_cohort(workspace, {"case0": workspace.store.ledger.best_label("case0")})
+    (tmp_path / "labels").mkdir()
+    Image.fromarray(np.zeros((80, 96), np.uint8)).save(tmp_path / "labels" / "case0.png")
+
+    scores = score_cohort(workspace, cohort, seed=0)
+    told = module("quality")._choosing(workspace, cohort, scores, GroundTruth(tmp_path / "labels"))
+
+    workspace.store.ledger.close()
+    assert [told["left blob"][chooser]["dice_mean"] for chooser in ("box", "first_pass", "oracle")] == [1, 1, 1]
+
+
 def test_the_batch_ratio_by_hand(module):
     plain = [
         {"n": 1, "read_s": 0.1, "encode_s": 1.0, "decode_s": 0.1, "write_s": 0.1},

@@ -1,10 +1,15 @@
 """Which approvals calibrate the scores, and what they say."""
 
+import shutil
+
 import numpy as np
 import pytest
 
 from samcorrect.lib.core.selection import WHY_AUDIT, WHY_RANDOM, WHY_WORST
 from samcorrect.lib.loop.approvals import approved_pairs
+from samcorrect.lib.loop.reviews import reject_label
+from samcorrect.lib.loop.workspace import open_workspace
+from samcorrect.lib.store.image_ids import log_name
 from samcorrect.lib.store.schema import QualityRow
 from samcorrect.lib.store.volumes import LPS_TO_RAS, write_label_map
 
@@ -20,9 +25,15 @@ def label_of(n_rows: int) -> np.ndarray:
 
 
 @pytest.fixture
-def live(phantom_workspace, tmp_path):
+def own_studies(phantoms, tmp_path):
+    """A copy of the phantoms, which may lose images."""
+    return shutil.copytree(phantoms.images, tmp_path / "studies")
+
+
+@pytest.fixture
+def live(phantoms, own_studies, tmp_path):
     """A function that lets a machine make and score a label of 4 rows and a person, served for a reason, submit one."""
-    workspace = phantom_workspace()
+    workspace = open_workspace(own_studies, phantoms.settings.model_copy(update={"state": tmp_path / "state"}))
     ledger = workspace.store.ledger
 
     def one(image_id: str, why: str | None, n_rows: int, score: float | None = 0.5, tag: str = "original"):
@@ -37,7 +48,8 @@ def live(phantom_workspace, tmp_path):
         write_label_map(tmp_path / "hers.nii.gz", label_of(n_rows), LPS_TO_RAS)
         workspace.store.submit_label(image_id, tmp_path / "hers.nii.gz", tag="final", user="anna")
 
-    return workspace, one
+    yield workspace, one
+    ledger.close()
 
 
 def test_labels_served_at_random_count_with_the_score_they_had(live):
@@ -94,10 +106,43 @@ def test_labels_served_worst_first_imported_or_never_scored_do_not_count(live):
     assert [(len(pairs.scores), len(pairs.dice)) for pairs in approved_pairs(workspace)] == [(0, 0), (0, 0)]
 
 
-def test_what_a_person_submits_again_does_not_count_twice(live, tmp_path):
+def test_labels_whose_image_is_gone_or_cannot_be_read_are_left_out(live, own_studies, caplog):
     workspace, one = live
-    one("case0", WHY_AUDIT, 6)
-    write_label_map(tmp_path / "again.nii.gz", label_of(9), LPS_TO_RAS)
-    workspace.store.submit_label("case0", tmp_path / "again.nii.gz", tag="final", user="ben")
-    right, _ = approved_pairs(workspace)
+    for image_id, n_rows in (("case0", 4), ("case1", 6), ("case2", 4)):
+        one(image_id, WHY_AUDIT, n_rows)
+    (own_studies / "case0.png").unlink()
+    (own_studies / "case2.png").write_bytes(b"")
+    workspace.store.rescan()
+    right, left = approved_pairs(workspace)
     np.testing.assert_allclose(right.dice, [0.8])
+    assert [len(values) for values in (left.dice, left.scores, left.is_corrected)] == [1, 1, 1]
+    version = workspace.store.ledger.latest_label("case2", "final").id
+    told = f"the approved label {version} of image {log_name('case2')} calibrates nothing: ImageError"
+    assert [record.getMessage() for record in caplog.records] == [told]
+
+
+def submit(workspace, image_id: str, n_rows: int, tmp_path) -> None:
+    write_label_map(tmp_path / "again.nii.gz", label_of(n_rows), LPS_TO_RAS)
+    workspace.store.submit_label(image_id, tmp_path / "again.nii.gz", tag="final", user="ben")
+
+
+def test_what_a_person_submits_again_counts_once_and_as_it_is_now(live, tmp_path):
+    workspace, one = live
+    one("case0", WHY_AUDIT, 9, 0.9)
+    submit(workspace, "case0", 6, tmp_path)
+    right, _ = approved_pairs(workspace)
+    np.testing.assert_allclose(right.scores, [0.9])
+    np.testing.assert_allclose(right.dice, [0.8])
+
+
+def test_a_rejected_label_counts_no_more_until_another_is_submitted(live, tmp_path):
+    workspace, one = live
+    one("case0", WHY_AUDIT, 0, 0.9)
+    one("case1", WHY_AUDIT, 4)
+    reject_label(workspace, "case0", reviewer="ben", reason="empty by accident")
+    right, _ = approved_pairs(workspace)
+    np.testing.assert_allclose((right.scores, right.dice), [[0.5], [1.0]])
+    submit(workspace, "case0", 6, tmp_path)
+    right, _ = approved_pairs(workspace)
+    # With the score that the machine's label had when it was served at random.
+    np.testing.assert_allclose((right.scores, right.dice), [[0.9, 0.5], [0.8, 1.0]])

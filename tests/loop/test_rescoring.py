@@ -13,7 +13,7 @@ from samcorrect.lib.loop.cohort import best_labels
 from samcorrect.lib.loop.peer_context import CONTEXT_NAME
 from samcorrect.lib.loop.rescoring import score_store
 from samcorrect.lib.loop.workspace import Workspace, open_workspace
-from samcorrect.lib.store.volumes import LPS_TO_RAS
+from samcorrect.lib.store.volumes import LPS_TO_RAS, write_label_map
 
 FEW = {"shares_trainings": False, "student_steps": 12}
 CHANGED = ("case1", "case4", "case7")
@@ -250,6 +250,28 @@ def test_enough_audited_approvals_calibrate_the_labels_that_keep_their_scores(la
         assert row["expected_dice"] > was["expected_dice"]
         kept = ("id", "score", "posterior_good", "features", "reasons")
         assert [row[name] for name in kept] == [was[name] for name in kept]
+
+
+def test_an_approval_that_is_submitted_again_calibrates_anew(labelled, monkeypatch, phantoms, tmp_path):
+    monkeypatch.setattr(rescoring, "MAX_CHANGED_SHARE", 1.0)
+    workspace = labelled(**FEW)
+    score_store(workspace)
+    for number in range(MIN_APPROVED):
+        image_id = f"case{number}"
+        assert workspace.store.ledger.take_lease(image_id, "anna", now=1.0, lease_s=60, why=WHY_AUDIT)
+        workspace.store.submit_label(image_id, phantoms.labels / f"{image_id}.png", tag="final", user="anna")
+    score_store(workspace)
+    before = quality_of(workspace)["case9"]
+    write_label_map(tmp_path / "line.nii.gz", np.eye(96, 80, dtype=np.uint8)[:, :, None] * 7, LPS_TO_RAS)
+    workspace.store.submit_label("case0", tmp_path / "line.nii.gz", tag="final", user="anna")
+
+    assert not score_store(workspace)["is_full"]
+
+    after = quality_of(workspace)["case9"]
+    for index in (0, 3, 7):
+        row, was = (dict(zip(COLUMNS, of[index], strict=False)) for of in (after, before))
+        assert row["n_approved"] == was["n_approved"] == MIN_APPROVED
+        assert row["expected_dice"] != was["expected_dice"]
 
 
 def test_a_label_that_a_person_replaced_is_scored_by_new_students_too(labelled, phantoms):

@@ -228,6 +228,14 @@ def test_summary_counts_from_the_rounds_where_no_totals_are_given():
     ]
 
 
+def test_summary_says_where_another_student_is_in_use():
+    assert summary_sentences({"model_digest": "a" * 64, "model_in_use": "b" * 64}) == [
+        "Another student than that of the last round is in use: bbbbbbbbbbbb."
+    ]
+    assert summary_sentences({"model_digest": "a" * 64, "model_in_use": "a" * 64}) == []
+    assert summary_sentences({"model_digest": "a" * 64, "model_in_use": None}) == []
+
+
 def test_same_input_gives_the_same_file(tmp_path):
     assert _full(tmp_path) == _full(tmp_path)
 

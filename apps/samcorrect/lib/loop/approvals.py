@@ -1,5 +1,6 @@
 """What approvals say of the scores: the Dice of machine labels with what people made of them."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -7,8 +8,12 @@ import numpy as np
 
 from samcorrect.lib.core.quality import agreement
 from samcorrect.lib.core.selection import WHYS_AT_RANDOM
+from samcorrect.lib.errors import ImageError, LabelError
 from samcorrect.lib.loop.workspace import Workspace
+from samcorrect.lib.store.image_ids import log_name
 from samcorrect.lib.store.schema import TAG_CORRECTED, TAG_FINAL, LabelVersionRow, QualityRow
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,16 +37,19 @@ def audit_finals(workspace: Workspace) -> list[LabelVersionRow]:
 
 
 def audited_labels(workspace: Workspace) -> list[tuple[LabelVersionRow, LabelVersionRow, dict[int, QualityRow]]]:
-    """Of the audit share the label of the machine's that a person saw, what the person made of it, and its quality;
-    those that were never scored are left out.
+    """Of the audit share the label of the machine's that the first person saw, the newest label of a person's that now
+    stands, and the quality of the former.
+
+    Those that were never scored, and images that cannot be used now or have no person's label left, are left out.
     """
     ledger, found = workspace.store.ledger, []
-    for final in audit_finals(workspace):
-        if final.parent_id is None:
+    usable = set(ledger.image_ids())
+    for first in audit_finals(workspace):
+        if first.parent_id is None or first.image_id not in usable:
             continue
-        before = ledger.label_version(final.parent_id)
+        before, final = ledger.label_version(first.parent_id), ledger.latest_label(first.image_id, TAG_FINAL)
         quality = ledger.quality(before.id)
-        if before.tag != TAG_FINAL and quality:
+        if before.tag != TAG_FINAL and final is not None and quality:
             found.append((before, final, quality))
     return found
 
@@ -49,7 +57,8 @@ def audited_labels(workspace: Workspace) -> list[tuple[LabelVersionRow, LabelVer
 def approved_pairs(workspace: Workspace, rescored: Mapping[int, np.ndarray] | None = None) -> list[ApprovedPairs]:
     """Score and true Dice of the labels of the audit share, for each structure of the protocol.
 
-    Those that the promotion gate holds out are among them, since nothing is trained here.
+    Those that the promotion gate holds out are among them, since nothing is trained here. A label that cannot
+    be read on its image any more is left out, and the log says so.
 
     Args:
         workspace: With a protocol.
@@ -58,7 +67,14 @@ def approved_pairs(workspace: Workspace, rescored: Mapping[int, np.ndarray] | No
     store, indices = workspace.store, workspace.require_protocol().indices
     told, is_corrected = [], []
     for before, final, quality in audited_labels(workspace):
-        masks = store.read_label(before), store.read_label(final)
+        try:
+            masks = store.read_label(before), store.read_label(final)
+        except (ImageError, LabelError) as error:
+            name = log_name(final.image_id)
+            logger.warning(
+                "the approved label %d of image %s calibrates nothing: %s", final.id, name, type(error).__name__
+            )
+            continue
         is_corrected.append(before.tag == TAG_CORRECTED)
         scores = (rescored or {}).get(before.id, [quality[i].score if i in quality else None for i in indices])
         told.append([(score, agreement(*(m == i for m in masks))) for score, i in zip(scores, indices, strict=True)])

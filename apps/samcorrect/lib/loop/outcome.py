@@ -38,7 +38,7 @@ def build_report(
         truth: Ground truth of the studies, or None.
         comparison: From `arms.compare`, or None.
     """
-    settings = workspace.settings
+    settings, in_use = workspace.settings, workspace.store.ledger.promoted_model()
     flagged, changed = ({i for told in result.rounds for i in told[key]} for key in ("flagged", "corrected"))
     counts: dict[str, Any] = count_corrections(flagged, changed)
     quality: dict[str, Any] = {}
@@ -80,6 +80,7 @@ def build_report(
             **{p: importlib.metadata.version(p) for p in PACKAGES},
         },
         "model_digest": result.rounds[-1]["student"]["digest"],
+        "model_in_use": None if in_use is None else in_use.digest,
         "sam_digest": workspace.sam.digest,
         "sam_runtime": workspace.sam.runtime,
         "serve_command": serve_command(workspace),
@@ -143,14 +144,15 @@ def _picture(workspace: Workspace, label: LabelVersionRow, score: float, truth: 
 
 
 def _corrections(workspace: Workspace, result: RunResult, truth: GroundTruth | None) -> list[LabelPicture]:
-    changed = [i for i, label in result.labels_last.items() if label.id != result.labels_first[i].id]
+    first = result.labels_first
+    changed = [i for i, label in result.labels_last.items() if label.content_sha256 != first[i].content_sha256]
     changed.sort(key=lambda i: -int(result.labels_last[i].info.get("n_changed_vox", 0)))
     pictures = []
     for image_id in changed[:N_PICTURES]:
         volume = workspace.store.read_image(image_id)
-        first, last = result.labels_first[image_id], result.labels_last[image_id]
+        last = result.labels_last[image_id]
         contours = {
-            "before": workspace.store.read_label(first, volume),
+            "before": workspace.store.read_label(first[image_id], volume),
             "after": workspace.store.read_label(last, volume),
         }
         if truth is not None and image_id in truth:

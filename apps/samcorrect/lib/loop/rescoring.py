@@ -174,8 +174,13 @@ def _refresh_expected(
     for number, label in enumerate(labels):
         rows = qualities[label.id]
         for index, k in places_in_ledger(scores.structure_scores[number], indices):
-            if index in rows and rows[index].n_approved != scores.expected[k].n_approved[number]:
-                changes.append({"id": rows[index].id, **_expected_columns(scores.expected[k], number)})
+            if index not in rows:
+                continue
+            row, columns = rows[index], _expected_columns(scores.expected[k], number)
+            # The same number can be of other labels: one was rejected, or submitted again.
+            is_calibrated = columns["n_approved"] or row.n_approved
+            if is_calibrated and any(getattr(row, name) != value for name, value in columns.items()):
+                changes.append({"id": row.id, **columns})
     if changes:
         workspace.store.ledger.update_quality(changes)
 

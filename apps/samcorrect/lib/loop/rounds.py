@@ -16,7 +16,7 @@ from samcorrect import __version__
 from samcorrect.lib.core.metrics import rounded
 from samcorrect.lib.errors import ImageError
 from samcorrect.lib.loop.audit import audit_start
-from samcorrect.lib.loop.cohort import Cohort, load_cohort
+from samcorrect.lib.loop.cohort import Cohort, best_labels, load_cohort
 from samcorrect.lib.loop.corrected_labels import save_correction
 from samcorrect.lib.loop.correction import (
     correct_cohort,
@@ -88,7 +88,8 @@ def run_loop(workspace: Workspace, *, progress: Progress = no_progress) -> RunRe
     """Run or resume the loop.
 
     A killed run resumes where it was: pseudo-labels and corrections are kept image by image, trainings whole. A
-    finished run of the same settings, images, approvals and rejections is only read again. Another version of
+    finished run of the same settings, images, approvals and rejections is only read again: the labels that it ended
+    with are the best again, and the student in use stays; where it is another, the log says so. Another version of
     samcorrect begins a new run, so that no run holds rounds of two. A run starts from the original labels and the
     approvals it saw at its start, so its result does not depend on earlier runs. What a person rejects while it runs
     teaches nothing from then on; from the next round on the label before takes its place. It ends before its last round
@@ -120,23 +121,8 @@ def run_loop(workspace: Workspace, *, progress: Progress = no_progress) -> RunRe
         if result.stop_reason is not None:
             progress(f"{STAGE_STOPPED} {number} of {workspace.settings.rounds}: {result.stop_reason}", 1, 1)
             break
-    n_rounds = len(result.rounds)
-    labels = _labels_after(workspace, result, n_rounds)
-    last = workspace.store.ledger.run(run.id).progress.get("final_scores")
-    if last is None:
-        # What an earlier run left behind does not outrank what this run ends with.
-        labels = {image_id: workspace.store.make_best(label) for image_id, label in labels.items()}
-        cohort = _with_labels(workspace, cohort, labels, progress)
-        with result.timed("score"):
-            scores = score_cohort(workspace, cohort, seed=_round_seed(workspace, n_rounds + 1), progress=progress)
-            write_scores(workspace, cohort, scores)
-        last = {row.id: rounded(s) for row, s in zip(cohort.images, scores.scores, strict=True)}
-        ended = {"final_scores": last, "stop_reason": result.stop_reason}
-        workspace.store.ledger.update_run(run.id, progress=ended, is_finished=True)
-    result.final_scores = last
-    # An image that could not be read any more was set aside on the way.
-    result.labels_first = {i: label for i, label in result.labels_first.items() if i in last}
-    result.labels_last = {i: label for i, label in labels.items() if i in last}
+    _end_run(workspace, result, cohort, progress)
+    _warn_of_another_student(workspace, result)
     return result
 
 
@@ -235,6 +221,40 @@ def posterior_after(scores: Scores, flagged: np.ndarray, judged: Mapping[int, Ma
         for k, score in of_image.items():
             posterior[number, k] = score if flagged[number, k] else 1.0
     return posterior
+
+
+def _end_run(workspace: Workspace, result: RunResult, cohort: Cohort | None, progress: Progress) -> None:
+    """Make the labels that a run ends with the best and score them; where a finished one is read again only if others
+    have become the best since.
+    """
+    store, n_rounds = workspace.store, len(result.rounds)
+    before, scored = best_labels(workspace), store.ledger.scored_labels()
+    # What another run left behind does not outrank what this run ends with.
+    labels = {i: store.make_best(label) for i, label in _labels_after(workspace, result, n_rounds).items()}
+    last = store.ledger.run(result.run_id).progress.get("final_scores")
+    here = [] if last is None else [i for i in labels if i in last and i in before]
+    if last is None or any(before[i].id != labels[i].id or labels[i].id not in scored for i in here):
+        cohort = _with_labels(workspace, cohort, labels, progress)
+        with result.timed("score"):
+            scores = score_cohort(workspace, cohort, seed=_round_seed(workspace, n_rounds + 1), progress=progress)
+            write_scores(workspace, cohort, scores)
+        last = {row.id: rounded(s) for row, s in zip(cohort.images, scores.scores, strict=True)}
+        ended = {"final_scores": last, "stop_reason": result.stop_reason}
+        store.ledger.update_run(result.run_id, progress=ended, is_finished=True)
+    result.final_scores = last
+    # An image that could not be read any more was set aside on the way.
+    result.labels_first = {i: label for i, label in result.labels_first.items() if i in last}
+    result.labels_last = {i: label for i, label in labels.items() if i in last}
+
+
+def _warn_of_another_student(workspace: Workspace, result: RunResult) -> None:
+    """Say in the log where the last student that a run promoted is not in use; the gate or a person chose the other."""
+    students = (told["student"] for told in result.rounds)
+    promoted = [student["digest"][:12] for student in students if student.get("status") == "promoted"]
+    current = workspace.store.ledger.promoted_model()
+    if promoted and current is not None and not current.digest.startswith(promoted[-1]):
+        told = (result.run_id, promoted[-1], current.digest[:12])
+        logger.warning("run %d promoted the student %s, but %s, which took its place, stays in use", *told)
 
 
 def _open_run(workspace: Workspace) -> RunRow:

@@ -128,6 +128,9 @@ def summary_sentences(report: Mapping[str, Any]) -> list[str]:
         sentences.append(
             f"{_count(n_quarantined, 'image')} could not be used and {_were(n_quarantined)} set aside (reasons below)."
         )
+    in_use = report.get("model_in_use")
+    if in_use and in_use != report.get("model_digest"):
+        sentences.append(f"Another student than that of the last round is in use: {in_use[:12]}.")
     sentences += _ground_truth_sentences(report)
     return sentences
 
