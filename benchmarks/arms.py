@@ -27,7 +27,6 @@ from common import (
     open_test,
     open_truth,
     original_cohort,
-    original_labels,
     out_dir,
     paired,
     parser_of,
@@ -49,6 +48,7 @@ from samcorrect.lib.loop.arms import (
     true_cohort,
     why_left_out,
 )
+from samcorrect.lib.loop.cohort import original_labels
 from samcorrect.lib.loop.evaluation import (
     Case,
     CaseScores,

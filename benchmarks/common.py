@@ -11,7 +11,7 @@ import numpy as np
 
 from samcorrect.lib.core.metrics import bootstrap_mean, rounded
 from samcorrect.lib.errors import LabelError, SamCorrectError
-from samcorrect.lib.loop.cohort import Cohort, load_cohort
+from samcorrect.lib.loop.cohort import Cohort, load_cohort, original_labels
 from samcorrect.lib.loop.evaluation import Case, GroundTruth, load_cases
 from samcorrect.lib.loop.students import MODELS_NAME, cases_of
 from samcorrect.lib.loop.workspace import Workspace, open_workspace
@@ -20,7 +20,6 @@ from samcorrect.lib.settings import load_settings
 from samcorrect.lib.store.files import write_bytes_atomically
 from samcorrect.lib.store.image_ids import case_of
 from samcorrect.lib.store.labels import LabelStore
-from samcorrect.lib.store.schema import TAG_ORIGINAL, LabelVersionRow
 from samcorrect.lib.store.studies import LocalStudies
 
 SETTINGS = ("rounds", "student_steps", "judge_steps")
@@ -112,12 +111,6 @@ def run_main(main: Callable[[], int]) -> int:
     except (SamCorrectError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-
-
-def original_labels(workspace: Workspace) -> dict[str, LabelVersionRow]:
-    """Image id to its newest pseudo-label."""
-    latest = workspace.store.ledger.latest_labels()
-    return {image_id: label for (image_id, tag), label in latest.items() if tag == TAG_ORIGINAL}
 
 
 def original_cohort(workspace: Workspace) -> Cohort:

@@ -56,6 +56,29 @@ def test_arms_without_test_images_say_that_they_were_evaluated_on_the_studies(
     assert report["arms"]["supervised"]["n"] == 10
 
 
+@pytest.mark.parametrize("preset", arms.PRESETS)
+def test_no_baseline_learns_from_what_people_approved(labelled, phantoms, monkeypatch, preset):
+    workspace, other = labelled(preset=preset), labelled("other")
+    ledger = workspace.store.ledger
+    made = {image_id: ledger.latest_label(image_id, "original").id for image_id in ledger.image_ids()}
+    approved = workspace.store.submit_label("case2", phantoms.labels / "case2.png", tag="final", user="anna")
+    first = {image_id: ledger.label_version(version) for image_id, version in made.items()} | {"case2": approved}
+    seen = []
+
+    def learn(_workspace, cohort, *, progress):
+        seen.append({label.image_id: label.tag for label in cohort.labels})
+        return SimpleNamespace(student=None, curve=SimpleNamespace())
+
+    monkeypatch.setattr(arms, "train_baseline", learn)
+    monkeypatch.setattr(arms, "last_student", lambda *_given: None)
+    result = RunResult(1, rounds=[{"student": {}}], labels_first=first)
+    results = {name: (workspace if name == preset else other, result) for name in arms.PRESETS}
+
+    arms._train_arms(other, results, GroundTruth(phantoms.labels), no_progress)
+
+    assert seen == [dict.fromkeys(made, "original")] * 3
+
+
 def test_sam_alone_is_left_out_where_a_test_image_has_no_box(phantoms, labelled, tmp_path, monkeypatch):
     # Of the two that lack one, a box lies outside its image.
     rows = ["test0.png,blob,4,8,40,72", "test1.png,blob,400,8,440,72"]

@@ -12,7 +12,7 @@ import numpy as np
 
 from samcorrect.lib.core.metrics import rounded
 from samcorrect.lib.errors import ProtocolError
-from samcorrect.lib.loop.cohort import Cohort, load_cohort
+from samcorrect.lib.loop.cohort import Cohort, load_cohort, original_labels
 from samcorrect.lib.loop.evaluation import (
     Case,
     CaseScores,
@@ -105,14 +105,13 @@ def _train_arms(
     baselines: Workspace, results: Mapping[str, tuple[Workspace, RunResult]], truth: GroundTruth, progress: Progress
 ) -> dict[str, tuple[Student, dict[str, Any]]]:
     """The student of each arm and how its training went; those without rounds of their own are trained here, from the
-    same seed.
+    same seed and of no label of a person's, which the preset that was run may have seen.
     """
-    box_workspace, box_result = results["huang2023"]
-    searched_workspace, searched_result = results["samcorrect"]
+    box, searched = results["huang2023"][0], results["samcorrect"][0]
     cohorts = {
-        "sam_to_student": load_cohort(box_workspace, box_result.labels_first),
-        "sam_search_to_student": load_cohort(searched_workspace, searched_result.labels_first),
-        "supervised": true_cohort(box_workspace, box_result.labels_first, truth),
+        "sam_to_student": load_cohort(box, original_labels(box)),
+        "sam_search_to_student": load_cohort(searched, original_labels(searched)),
+        "supervised": true_cohort(box, original_labels(box), truth),
     }
     arms = {}
     for name, cohort in cohorts.items():

@@ -15,7 +15,7 @@ from samcorrect.lib.networks.samples import SLICES_AT_ONCE
 from samcorrect.lib.networks.student import StudentConfig
 from samcorrect.lib.store.image_ids import log_name
 from samcorrect.lib.store.records.labels import best_of
-from samcorrect.lib.store.schema import TAG_FINAL, TAGS, ImageRow, LabelVersionRow
+from samcorrect.lib.store.schema import TAG_FINAL, TAG_ORIGINAL, TAGS, ImageRow, LabelVersionRow
 from samcorrect.lib.transforms.frame import labels_to_frame, normalise_intensity, to_frame
 
 logger = logging.getLogger(__name__)
@@ -116,6 +116,12 @@ def best_labels(workspace: Workspace) -> dict[str, LabelVersionRow]:
         if label is not None:
             best[row.id] = label
     return best
+
+
+def original_labels(workspace: Workspace) -> dict[str, LabelVersionRow]:
+    """Image id to its newest label that was made from prompts or imported, whatever was made of it since."""
+    latest = workspace.store.ledger.latest_labels()
+    return {image_id: label for (image_id, tag), label in latest.items() if tag == TAG_ORIGINAL}
 
 
 def standing(workspace: Workspace, cohort: Cohort) -> np.ndarray:
