@@ -7,7 +7,7 @@ import pydicom
 import pytest
 from dicomweb_client import DICOMwebClient
 
-from samcorrect.lib.errors import StoreError, UnknownLabelError
+from samcorrect.lib.errors import StoreError
 from samcorrect.lib.protocol import load_protocol
 from samcorrect.lib.store import publishing
 from samcorrect.lib.store.backup import restore_backup, write_backup
@@ -50,14 +50,14 @@ class Site:
         self.protocol = load_protocol(state_dir / "protocol.yaml")
         self.datastore = LedgerDatastore(self.store, self.protocol)
 
-    def submit(self, **params: object) -> None:
+    def submit(self, tag: str = "final", **params: object) -> None:
         """Save a label of index 2 alone, as the host's endpoint does, and not yet what it calls afterwards."""
         image = self.store.read_image(self.uid)
         label_map = np.zeros(image.array.shape, np.uint8)
         label_map[1, 2, 0] = 2
         path = self.state_dir / "upload.nii.gz"
         write_label_map(path, label_map, image.affine)
-        self.datastore.save_label(self.uid, str(path), "final", {"user": "anna", **params})
+        self.datastore.save_label(self.uid, str(path), tag, {"user": "anna", **params})
 
     def told(self) -> dict[str, str]:
         return self.store.label(self.uid, "final").info["pacs"]
@@ -113,8 +113,14 @@ def test_a_machines_label_never_goes_there(site, pacs):
     for tag in ("original", "corrected"):
         site.store.save_label_map(site.uid, label_map, tag=tag, maker="sam:lite", affine=image.affine)
     site.datastore.refresh()
-    with pytest.raises(UnknownLabelError):
-        site.datastore.publish_label(site.uid)
+    assert site.datastore.publish_label(site.uid) == {}
+    assert segs_of(pacs) == []
+
+
+@pytest.mark.parametrize("tag", ["version_1", "original"])
+def test_a_submit_of_another_tag_has_nothing_to_send(site, pacs, tag):
+    site.submit(tag)
+    assert site.datastore.publish_label(site.uid) == {}
     assert segs_of(pacs) == []
 
 

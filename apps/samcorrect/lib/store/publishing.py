@@ -38,9 +38,11 @@ class Publisher:
         """Send the newest final label of an image, then what waits.
 
         Returns:
-            `state` and `reason`, as the ledger has them; empty where the label is not to be published.
+            `state` and `reason`, as the ledger has them; empty where there is no label to be published.
         """
-        row = self._store.label(image_id, TAG_FINAL)
+        row = self._store.ledger.latest_label(image_id, TAG_FINAL)
+        if row is None:
+            return {}
         if row.info.get("pacs", {}).get("state") == PACS_PENDING:
             self._pending()[row.id] = None
             self.publish_pending(row.id)
