@@ -181,6 +181,34 @@ def test_a_label_that_the_pacs_never_takes_holds_up_no_other_one(site, pacs, mon
     assert site.store.ledger.count_publications() == {"pending": 2, "stored": 2}
 
 
+def test_a_label_that_was_rejected_while_it_waited_is_never_sent(site, pacs):
+    site.submit()
+    site.submit(user="ben")
+    first, second = site.store.ledger.versions(site.uid)
+    site.store.ledger.reject(site.uid, second.id, reviewer="chief", reason="wrong side")
+    assert site.store.ledger.pending_publications() == [first.id]
+    assert site.datastore.publish_label(site.uid) == {"pacs": STORED}  # anna's is the approved one again
+    site.store.ledger.reject(site.uid, first.id, reviewer="chief", reason="wrong side")
+    assert site.datastore.publish_label(site.uid) == {}
+    site.datastore.refresh()
+    assert [str(seg.ContentCreatorName) for seg in segs_of(pacs)] == ["anna^"]
+    assert site.store.ledger.count_publications() == {}
+
+
+def test_a_label_that_is_rejected_while_its_seg_is_made_is_not_sent(site, pacs, monkeypatch):
+    site.submit()
+    headers = site.studies.headers
+    label = site.store.label(site.uid, "final")
+
+    def reject_meanwhile(image_id):
+        site.store.ledger.reject(site.uid, label.id, reviewer="chief", reason="wrong side")
+        return headers(image_id)
+
+    monkeypatch.setattr(site.studies, "headers", reject_meanwhile)
+    assert site.datastore.publish_label(site.uid) == {"pacs": {"state": "refused", "reason": "rejected"}}
+    assert segs_of(pacs) == []
+
+
 def test_what_dicom_cannot_hold_is_kept_and_not_sent_again(site, pacs, make_series):
     grown = make_series(
         np.zeros((4, 10, 12), np.uint16), STRAIGHT, SeriesInstanceUID=site.uid, StudyInstanceUID="1.2.3"

@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 # What waited is sent along with a submit, whose sender waits for the reply.
 RETRY_BUDGET_S = 10.0
+REJECTED = "rejected"
 
 
 class Publisher:
@@ -35,7 +36,7 @@ class Publisher:
         self._waiting: dict[int, None] | None = None  # an ordered set
 
     def publish(self, image_id: str) -> dict[str, str]:
-        """Send the newest final label of an image, then what waits.
+        """Send the newest final label of an image that is not rejected, then what waits.
 
         Returns:
             `state` and `reason`, as the ledger has them; empty where there is no label to be published.
@@ -77,6 +78,9 @@ class Publisher:
                 self._studies.headers(row.image_id),
                 self._origin(row),
             )
+            # Whoever rejected it meanwhile must not find it in the PACS.
+            if self._store.ledger.label_version(row.id).is_rejected:
+                raise LabelError(REJECTED)
             self._studies.store(seg)
         except (StoreError, DependencyError) as error:
             state, reason = PACS_PENDING, str(error)

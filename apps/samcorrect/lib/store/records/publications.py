@@ -6,6 +6,7 @@ from sqlalchemy import Select, select
 
 from samcorrect.lib.store.records.audit import append_audit
 from samcorrect.lib.store.records.base import Records
+from samcorrect.lib.store.records.labels import STANDS
 from samcorrect.lib.store.schema import PACS_PENDING, PACS_STORED, TAG_FINAL, LabelVersionRow
 
 EVENT_STORED, ACTOR = "label stored in the PACS", "samcorrect"
@@ -23,19 +24,19 @@ class PublicationRecords(Records):
                 append_audit(session, EVENT_STORED, actor=ACTOR, image_id=row.image_id, label_version_id=row.id)
 
     def pending_publications(self) -> list[int]:
-        """Numbers of the label versions that wait for the PACS, oldest first."""
+        """Numbers of the label versions that wait for the PACS, oldest first; a rejected one waits for nothing."""
         with self.session() as session:
             waiting = (number for number, info in session.execute(_finals()) if _state(info) == PACS_PENDING)
             return sorted(waiting)
 
     def count_publications(self) -> dict[str, int]:
-        """State to the number of label versions in it."""
+        """State to the number of label versions in it that are not rejected."""
         with self.session() as session:
             return dict(Counter(state for _, info in session.execute(_finals()) if (state := _state(info))))
 
 
 def _finals() -> Select[tuple[int, dict]]:
-    return select(LabelVersionRow.id, LabelVersionRow.info).where(LabelVersionRow.tag == TAG_FINAL)
+    return select(LabelVersionRow.id, LabelVersionRow.info).where(LabelVersionRow.tag == TAG_FINAL, STANDS)
 
 
 def _state(info: dict) -> str:
