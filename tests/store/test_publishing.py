@@ -209,6 +209,29 @@ def test_a_label_that_is_rejected_while_its_seg_is_made_is_not_sent(site, pacs, 
     assert segs_of(pacs) == []
 
 
+def test_what_was_approved_elsewhere_is_sent_by_a_server_that_runs(site, pacs):
+    site.submit()
+    site.datastore.publish_label(site.uid)
+    site.datastore.refresh()
+    elsewhere = LabelStore(open_studies(pacs, site.state_dir)[0], site.state_dir)  # a command, or a second server
+    elsewhere.restore_label(elsewhere.label(site.uid, "final"), user="cleo")
+    elsewhere.ledger.close()
+    site.datastore.refresh()
+    assert site.told() == STORED
+    assert sorted(str(seg.ContentCreatorName) for seg in segs_of(pacs)) == ["anna^", "cleo^"]
+
+
+def test_what_the_reviewer_of_slicer_approves_is_sent_at_once(site, pacs):
+    site.submit("original")
+    meta = {"status": "", "approvedBy": "", "comment": "look at the apex"}
+    site.datastore.update_label_info(site.uid, "original", {"segmentationMeta": meta})
+    assert segs_of(pacs) == []
+    meta |= {"status": "approved", "approvedBy": "ben"}
+    site.datastore.update_label_info(site.uid, "original", {"segmentationMeta": meta})
+    assert site.told() == STORED
+    assert [str(seg.ContentCreatorName) for seg in segs_of(pacs)] == ["ben^"]
+
+
 def test_what_dicom_cannot_hold_is_kept_and_not_sent_again(site, pacs, make_series):
     grown = make_series(
         np.zeros((4, 10, 12), np.uint16), STRAIGHT, SeriesInstanceUID=site.uid, StudyInstanceUID="1.2.3"

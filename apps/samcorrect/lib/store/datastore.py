@@ -236,13 +236,16 @@ class LedgerDatastore(Datastore):
 
     def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
         """Merge notes of a viewer into a label's info; `segmentationMeta` approves, rejects or comments, and nothing
-        else of a label can be changed.
+        else of a label can be changed. What it approves goes to the PACS.
         """
-        row, notes = self._label(label_id, label_tag), _mapping(info, "info")
+        label, notes = self._label(label_id, label_tag), _mapping(info, "info")
+        row = label
         if META in notes:
             user = str(notes.get("user") or "unknown")
-            row = take_meta(self._store, row, self._store.ledger.last_review(row.id), notes[META], user)
+            row = take_meta(self._store, label, self._store.ledger.last_review(label.id), notes[META], user)
         self._store.ledger.update_label_notes(row.id, notes)
+        if row is not label:
+            self.publish_label(row.image_id)
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
         """Keep a submitted label byte for byte as a new version.
@@ -277,7 +280,7 @@ class LedgerDatastore(Datastore):
         """Send an image's final label to the PACS where its image comes from one.
 
         Returns:
-            What the reply of a submit says of it: `pacs` with `state` and `reason`.
+            What the reply of a submit or an approval says of it: `pacs` with `state` and `reason`.
         """
         told = self._publisher.publish(image_id) if self._publisher is not None else {}
         return {"pacs": told} if told else {}

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from sqlalchemy import Select, select
+from sqlalchemy import select
 
 from samcorrect.lib.store.records.audit import append_audit
 from samcorrect.lib.store.records.base import Records
@@ -10,6 +10,8 @@ from samcorrect.lib.store.records.labels import STANDS
 from samcorrect.lib.store.schema import PACS_PENDING, PACS_STORED, TAG_FINAL, LabelVersionRow
 
 EVENT_STORED, ACTOR = "label stored in the PACS", "samcorrect"
+STANDING_FINALS = (LabelVersionRow.tag == TAG_FINAL, STANDS)
+STATE = LabelVersionRow.info["pacs"]["state"].as_string()
 
 
 class PublicationRecords(Records):
@@ -25,19 +27,11 @@ class PublicationRecords(Records):
 
     def pending_publications(self) -> list[int]:
         """Numbers of the label versions that wait for the PACS, oldest first; a rejected one waits for nothing."""
+        query = select(LabelVersionRow.id).where(*STANDING_FINALS, STATE == PACS_PENDING)
         with self.session() as session:
-            waiting = (number for number, info in session.execute(_finals()) if _state(info) == PACS_PENDING)
-            return sorted(waiting)
+            return list(session.scalars(query.order_by(LabelVersionRow.id)))
 
     def count_publications(self) -> dict[str, int]:
         """State to the number of label versions in it that are not rejected."""
         with self.session() as session:
-            return dict(Counter(state for _, info in session.execute(_finals()) if (state := _state(info))))
-
-
-def _finals() -> Select[tuple[int, dict]]:
-    return select(LabelVersionRow.id, LabelVersionRow.info).where(LabelVersionRow.tag == TAG_FINAL, STANDS)
-
-
-def _state(info: dict) -> str:
-    return info.get("pacs", {}).get("state", "")
+            return dict(Counter(session.scalars(select(STATE).where(*STANDING_FINALS, STATE.is_not(None)))))
