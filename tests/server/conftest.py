@@ -40,8 +40,21 @@ def samcorrect_app(open_app, make_studies) -> SamCorrect:
 
 
 @pytest.fixture
-def client(samcorrect_app) -> TestClient:
-    """Speaks to our routes alone: what they do not take is 404."""
+def client_of() -> Callable[[SamCorrect], TestClient]:
+    """A function that speaks to our routes alone on an app: what they do not take is 404."""
+
+    def speak_to(app: SamCorrect) -> TestClient:
+        application = FastAPI()
+        add_error_handlers(application, app.on_refusal)
+        add_routes(application)
+        return TestClient(application)
+
+    return speak_to
+
+
+@pytest.fixture
+def client(client_of, samcorrect_app) -> TestClient:
+    """Speaks to our routes on two images."""
     return client_of(samcorrect_app)
 
 
@@ -60,13 +73,6 @@ def pacs_app(open_app, pacs, series) -> SamCorrect:
 
 
 @pytest.fixture
-def pacs_client(pacs_app) -> TestClient:
-    """As `client`, where the studies are in a real PACS."""
+def pacs_client(client_of, pacs_app) -> TestClient:
+    """Speaks to our routes on a real PACS."""
     return client_of(pacs_app)
-
-
-def client_of(app: SamCorrect) -> TestClient:
-    application = FastAPI()
-    add_error_handlers(application, app.on_refusal)
-    add_routes(application)
-    return TestClient(application)
