@@ -1,7 +1,10 @@
+import gzip
 import hashlib
 import io
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import nibabel as nib
 import numpy as np
@@ -9,6 +12,8 @@ import pytest
 from monailabel.config import settings as host_settings
 from monailabel.endpoints.user.auth import User, get_current_user
 from PIL import Image
+
+from samcorrect.lib.store.volumes import write_label_map
 
 LABEL = nib.Nifti1Image(np.ones((16, 12, 1), np.uint8), np.diag([-1.0, -1.0, 1.0, 1.0])).to_bytes()
 
@@ -69,6 +74,38 @@ def test_of_many_uploads_of_one_id_one_is_taken(client, samcorrect_app):
     assert sorted(statuses) == [200] + [400] * 7
     stored = (samcorrect_app.workspace.store.studies.folder / "n.png").read_bytes()
     assert stored == pictures[statuses.index(200)]
+
+
+def test_an_image_that_is_fetched_from_the_pacs_holds_up_nobody_else(pacs_client, pacs_app, series, monkeypatch):
+    """Neither does a label that is numbered anew, for which its image is needed."""
+    store, began, goes_on = pacs_app.workspace.store, Event(), Event()
+    image = store.read_image(series)
+    write_label_map(store.state_dir / "label.nii.gz", np.ones(image.array.shape, np.uint8), image.affine)
+    info = {"label_info": [{"name": "cyst", "idx": 1}]}
+    pacs_app.datastore().save_label(series, str(store.state_dir / "label.nii.gz"), "final", info)
+    file = store.studies.file
+
+    def fetch_slowly(path):
+        began.set()
+        goes_on.wait(10)
+        store.studies.cache_dir.joinpath(path).unlink(missing_ok=True)
+        return file(path)
+
+    monkeypatch.setattr(store.studies, "file", fetch_slowly)
+    with pacs_client, ThreadPoolExecutor(1) as pool:  # one event loop for all requests, as in a server
+        original = f"label?image={series}&label={series}&tag=original"
+        for method, path in (("GET", f"image?image={series}"), ("HEAD", original), ("GET", original)):
+            began.clear()
+            goes_on.clear()
+            shutil.rmtree(store.state_dir / "cache" / "canonical", ignore_errors=True)
+            slow = pool.submit(pacs_client.request, method, f"/datastore/{path}")
+            assert began.wait(30)
+            assert pacs_client.get("/datastore/").json()["total"] == 1
+            assert not slow.done()
+            goes_on.set()
+            assert slow.result().status_code == 200
+            if method == "GET":
+                assert nib.Nifti1Image.from_bytes(gzip.decompress(slow.result().content)).shape == (12, 10, 3)
 
 
 @pytest.mark.parametrize(("algorithm", "prefix"), [("sha256", "SHA256:"), ("sha256", ""), ("md5", "MD5:")])

@@ -1,21 +1,37 @@
+import io
 import shutil
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
 from monailabel.config import settings as host_settings
 
 from samcorrect.lib.compat.viewer_files import VIEWER_DIR
+from samcorrect.lib.server import other_routes
+
+
+class Asked(list):
+    def __init__(self):
+        super().__init__()
+        self.hurries = threading.Event()
 
 
 @pytest.fixture
 def pacs(monkeypatch):
-    """A server that notes the paths it is asked for, in place of the DICOMweb server that the studies are on."""
-    asked = []
+    """A server that notes the paths it is asked for, in place of the DICOMweb server that the studies are on.
+
+    It answers `slow` once its attribute `hurries` is set.
+    """
+    asked = Asked()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             asked.append(self.path)
+            if "slow" in self.path:
+                asked.hurries.wait(10)
             self.send_response(200)
             self.send_header("Content-Length", "2")
             self.end_headers()
@@ -28,6 +44,7 @@ def pacs(monkeypatch):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(host_settings, "MONAI_LABEL_STUDIES", f"http://127.0.0.1:{server.server_port}/dicom-web")
     yield asked
+    asked.hurries.set()
     server.shutdown()
     server.server_close()
 
@@ -39,7 +56,12 @@ def test_without_a_pacs_nothing_is_handed_on(client):
 
 
 @pytest.mark.parametrize(
-    ("path", "asked"), [("qido/studies", "/dicom-web/studies"), ("studies/1.2.3", "/dicom-web/studies/1.2.3")]
+    ("path", "asked"),
+    [
+        ("qido/studies", "/dicom-web/studies"),
+        ("studies/1.2.3", "/dicom-web/studies/1.2.3"),
+        ("qido/studies?PatientName=O%27Neil%20*&a=b&a=c,d", "/dicom-web/studies?PatientName=O%27Neil%20*&a=b&a=c,d"),
+    ],
 )
 def test_paths_of_dicomweb_reach_the_pacs(client, pacs, path, asked):
     assert client.get(f"/proxy/dicom/{path}").json() == []
@@ -52,6 +74,61 @@ def test_paths_of_dicomweb_reach_the_pacs(client, pacs, path, asked):
 def test_other_paths_do_not(client, pacs, path):
     assert client.get(f"/proxy/dicom/{path}").status_code in (400, 404)
     assert pacs == []
+
+
+def test_a_viewer_reads_and_writes_a_pacs_that_wants_a_login_by_the_servers(
+    orthanc, open_app, client_of, make_series, monkeypatch
+):
+    monkeypatch.setattr(host_settings, "MONAI_LABEL_DATASTORE_USERNAME", "sam")
+    monkeypatch.setattr(host_settings, "MONAI_LABEL_DATASTORE_PASSWORD", "s3cret")
+    with orthanc(users={"sam": "s3cret"}) as url:
+        client = client_of(open_app(url))
+        series = [make_series(np.zeros((1, 10, 12), np.uint16), PatientID=patient) for patient in ("P-1", "P-2")]
+        for (instance,) in series:
+            stored = client.post("/proxy/dicom/stow/studies", **stow_request(instance))
+            assert (stored.status_code, stored.headers["Content-Type"]) == (200, "application/dicom+json")
+        found = client.get("/proxy/dicom/qido/series?PatientID=P-1&includefield=00100020&limit=5")
+        assert found.headers["Content-Type"] == "application/dicom+json"
+        (entry,) = found.json()
+        (wanted,) = series[0]
+        assert entry["0020000E"]["Value"] == [wanted.SeriesInstanceUID]
+        path = f"/proxy/dicom/wado/studies/{wanted.StudyInstanceUID}"
+        part = client.get(path, headers={"Accept": 'multipart/related; type="application/dicom"'})
+        assert part.headers["Content-Type"].startswith("multipart/related")
+        assert b"DICM" in part.content
+        assert client.get("/proxy/dicom/studies/1.2.3").status_code == 404
+
+        monkeypatch.setattr(host_settings, "MONAI_LABEL_DATASTORE_PASSWORD", "wr0ng")
+        refused = client.get("/proxy/dicom/qido/studies")
+        assert (refused.status_code, "WWW-Authenticate" in refused.headers) == (502, False)
+        assert "set MONAI_LABEL_DATASTORE_USERNAME" in refused.json()["detail"]
+        assert "wr0ng" not in refused.text
+    down = client.get("/proxy/dicom/qido/studies")
+    assert down.status_code == 502
+    assert down.json()["detail"].startswith(f"cannot reach the PACS at {url}")
+
+
+def stow_request(instance):
+    file = io.BytesIO()
+    instance.save_as(file, write_like_original=False)
+    content = b"--x\r\nContent-Type: application/dicom\r\n\r\n" + file.getvalue() + b"\r\n--x--"
+    kind = 'multipart/related; type="application/dicom"; boundary=x'
+    return {"content": content, "headers": {"Content-Type": kind, "Accept": "application/dicom+json"}}
+
+
+def test_a_slow_pacs_holds_up_nobody_else_and_not_for_ever(client, pacs, monkeypatch):
+    with client, ThreadPoolExecutor(1) as pool:  # one event loop for all requests, as in a server
+        slow = pool.submit(client.get, "/proxy/dicom/qido/slow")
+        while not pacs:
+            time.sleep(0.01)
+        assert client.post("/reload").status_code == 400
+        assert not slow.done()
+        pacs.hurries.set()
+        assert slow.result().status_code == 200
+    pacs.hurries.clear()
+    monkeypatch.setattr(other_routes, "STREAM_TIMEOUT_S", 0.2)
+    late = client.get("/proxy/dicom/qido/slow")
+    assert (late.status_code, late.json()["detail"].endswith("does not answer in time")) == (504, True)
 
 
 def test_the_end_of_the_log_is_read(client, tmp_path):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from dicomweb_client import DICOMwebClient
 
 from samcorrect.lib.store.volumes import LPS_TO_RAS
 
@@ -25,6 +26,16 @@ def test_an_approval_takes_the_image_out_of_the_queue(client, version):
     assert [row["tag"] for row in history["versions"]] == ["original", "final"]
     (review,) = history["reviews"]
     assert (review["decision"], review["reviewer"], review["reason"]) == ("approved", "ann", "fine")
+
+
+def test_an_approval_goes_to_the_pacs(pacs_client, pacs_app, pacs, series):
+    store = pacs_app.workspace.store
+    image = store.read_image(series)
+    label_map = np.ones(image.array.shape, np.uint8)
+    store.save_label_map(series, label_map, tag="original", maker="sam:x", affine=image.affine)
+    told = pacs_client.post("/samcorrect/approve", json={"image": series, "user": "ann"}).json()
+    assert told["pacs"] == {"state": "stored", "reason": ""}
+    assert len(DICOMwebClient(pacs).search_for_series(search_filters={"Modality": "SEG"})) == 1
 
 
 def test_a_rejection_needs_a_reason_and_puts_the_image_back(client, version):

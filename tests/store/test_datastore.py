@@ -3,6 +3,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from dicomweb_client import DICOMwebClient
 from PIL import Image
 
 from samcorrect.lib.errors import (
@@ -14,6 +15,7 @@ from samcorrect.lib.errors import (
     UnknownLabelError,
 )
 from samcorrect.lib.protocol import Protocol
+from samcorrect.lib.store import dicomweb
 from samcorrect.lib.store.datastore import LedgerDatastore, check_tag
 from samcorrect.lib.store.labels import LabelStore
 from samcorrect.lib.store.records.base import MAX_NOTES_BYTES
@@ -74,6 +76,39 @@ def test_json_names_what_is_in_the_best_label(datastore, store, submitted):
     assert names_in_json(datastore, "a") == {"heart": 3}
     datastore.save_label("a", str(submitted), "final", {"label_info": [{"name": "lung", "idx": 1}]})
     assert names_in_json(datastore, "a") == {"lung": 1}
+
+
+def test_a_pacs_that_is_down_for_long_leaves_the_images_that_are_known(
+    orthanc, make_series, tmp_path, monkeypatch, caplog
+):
+    def stow(url):
+        instances = make_series(np.zeros((3, 10, 12), np.uint16), np.diag([-1.0, -1.0, 3.0, 1.0]))
+        DICOMwebClient(url).store_instances(instances)
+        return instances[0].SeriesInstanceUID
+
+    with orthanc() as url:
+        first = stow(url)
+        store = LabelStore(*open_studies(url, tmp_path / "state"))
+    datastore = LedgerDatastore(store, PROTOCOL)
+    monkeypatch.setattr(dicomweb, "MAX_SCAN_AGE_S", 0)  # the last scan is older
+    scans, scan = [], store.studies.scan
+    monkeypatch.setattr(store.studies, "scan", lambda: scans.append(1) or scan())
+    for _ in range(2):
+        assert datastore.list_images() == list(datastore.json()["objects"]) == [first]
+        assert datastore.status()["total"] == 1
+    assert len(scans) == 1  # within RETRY_S
+    datastore._next_check_at = 0.0
+    assert datastore.list_images() == [first]
+    assert len(scans) == 2
+    assert caplog.text.count("the list of images is old") == 1
+    with orthanc():
+        second = stow(url)
+        datastore._next_check_at = 0.0
+        assert datastore.list_images() == sorted([first, second])
+    datastore._next_check_at = 0.0
+    datastore.list_images()
+    assert caplog.text.count("the list of images is old") == 2
+    store.ledger.close()
 
 
 def test_the_list_follows_what_comes_and_goes(datastore, store):

@@ -7,7 +7,7 @@ import pydicom
 import pytest
 from dicomweb_client import DICOMwebClient
 
-from samcorrect.lib.errors import StoreError, UnknownLabelError
+from samcorrect.lib.errors import StoreError
 from samcorrect.lib.protocol import load_protocol
 from samcorrect.lib.store import publishing
 from samcorrect.lib.store.backup import restore_backup, write_backup
@@ -50,14 +50,14 @@ class Site:
         self.protocol = load_protocol(state_dir / "protocol.yaml")
         self.datastore = LedgerDatastore(self.store, self.protocol)
 
-    def submit(self, **params: object) -> None:
+    def submit(self, tag: str = "final", **params: object) -> None:
         """Save a label of index 2 alone, as the host's endpoint does, and not yet what it calls afterwards."""
         image = self.store.read_image(self.uid)
         label_map = np.zeros(image.array.shape, np.uint8)
         label_map[1, 2, 0] = 2
         path = self.state_dir / "upload.nii.gz"
         write_label_map(path, label_map, image.affine)
-        self.datastore.save_label(self.uid, str(path), "final", {"user": "anna", **params})
+        self.datastore.save_label(self.uid, str(path), tag, {"user": "anna", **params})
 
     def told(self) -> dict[str, str]:
         return self.store.label(self.uid, "final").info["pacs"]
@@ -113,8 +113,14 @@ def test_a_machines_label_never_goes_there(site, pacs):
     for tag in ("original", "corrected"):
         site.store.save_label_map(site.uid, label_map, tag=tag, maker="sam:lite", affine=image.affine)
     site.datastore.refresh()
-    with pytest.raises(UnknownLabelError):
-        site.datastore.publish_label(site.uid)
+    assert site.datastore.publish_label(site.uid) == {}
+    assert segs_of(pacs) == []
+
+
+@pytest.mark.parametrize("tag", ["version_1", "original"])
+def test_a_submit_of_another_tag_has_nothing_to_send(site, pacs, tag):
+    site.submit(tag)
+    assert site.datastore.publish_label(site.uid) == {}
     assert segs_of(pacs) == []
 
 
@@ -173,6 +179,57 @@ def test_a_label_that_the_pacs_never_takes_holds_up_no_other_one(site, pacs, mon
     site.datastore.refresh()
     assert poison in site.store.ledger.pending_publications()  # another one was first this time
     assert site.store.ledger.count_publications() == {"pending": 2, "stored": 2}
+
+
+def test_a_label_that_was_rejected_while_it_waited_is_never_sent(site, pacs):
+    site.submit()
+    site.submit(user="ben")
+    first, second = site.store.ledger.versions(site.uid)
+    site.store.ledger.reject(site.uid, second.id, reviewer="chief", reason="wrong side")
+    assert site.store.ledger.pending_publications() == [first.id]
+    assert site.datastore.publish_label(site.uid) == {"pacs": STORED}  # anna's is the approved one again
+    site.store.ledger.reject(site.uid, first.id, reviewer="chief", reason="wrong side")
+    assert site.datastore.publish_label(site.uid) == {}
+    site.datastore.refresh()
+    assert [str(seg.ContentCreatorName) for seg in segs_of(pacs)] == ["anna^"]
+    assert site.store.ledger.count_publications() == {}
+
+
+def test_a_label_that_is_rejected_while_its_seg_is_made_is_not_sent(site, pacs, monkeypatch):
+    site.submit()
+    headers = site.studies.headers
+    label = site.store.label(site.uid, "final")
+
+    def reject_meanwhile(image_id):
+        site.store.ledger.reject(site.uid, label.id, reviewer="chief", reason="wrong side")
+        return headers(image_id)
+
+    monkeypatch.setattr(site.studies, "headers", reject_meanwhile)
+    assert site.datastore.publish_label(site.uid) == {"pacs": {"state": "refused", "reason": "rejected"}}
+    assert segs_of(pacs) == []
+
+
+def test_what_was_approved_elsewhere_is_sent_by_a_server_that_runs(site, pacs):
+    site.submit()
+    site.datastore.publish_label(site.uid)
+    site.datastore.refresh()
+    elsewhere = LabelStore(open_studies(pacs, site.state_dir)[0], site.state_dir)  # a command, or a second server
+    elsewhere.restore_label(elsewhere.label(site.uid, "final"), user="cleo")
+    elsewhere.ledger.close()
+    site.datastore.refresh()
+    assert site.told() == STORED
+    assert sorted(str(seg.ContentCreatorName) for seg in segs_of(pacs)) == ["anna^", "cleo^"]
+
+
+def test_what_the_reviewer_of_slicer_approves_is_sent_at_once(site, pacs):
+    site.submit("original")
+    meta = {"status": "", "approvedBy": "", "comment": "look at the apex"}
+    site.datastore.update_label_info(site.uid, "original", {"segmentationMeta": meta})
+    assert segs_of(pacs) == []
+    meta |= {"status": "approved", "approvedBy": "ben"}
+    site.datastore.update_label_info(site.uid, "original", {"segmentationMeta": meta})
+    assert site.told() == STORED
+    assert [str(seg.ContentCreatorName) for seg in segs_of(pacs)] == ["ben^"]
 
 
 def test_what_dicom_cannot_hold_is_kept_and_not_sent_again(site, pacs, make_series):

@@ -56,6 +56,18 @@ def test_a_rejected_label_is_the_best_of_nothing_until_there_is_no_other(ledger)
     assert ledger.image_ids_with("original") == set()
 
 
+def test_of_labels_for_the_pacs_those_that_are_rejected_do_not_count(ledger):
+    ledger.sends_finals = True
+    enter(ledger, "a", content="0")
+    first, second, third = (enter(ledger, "a", "final", content=str(n), maker="user:anna") for n in range(1, 4))
+    ledger.set_publication(first.id, "stored")
+    assert ledger.pending_publications() == [second.id, third.id]
+    assert ledger.count_publications() == {"stored": 1, "pending": 2}
+    reject(ledger, second)
+    assert ledger.pending_publications() == [third.id]
+    assert ledger.count_publications() == {"stored": 1, "pending": 1}
+
+
 def test_an_older_label_stands_behind_a_rejected_one_of_its_tag(ledger):
     old, new = enter(ledger, "a", content="1"), enter(ledger, "a", content="2")
     reject(ledger, new)

@@ -1,4 +1,5 @@
-"""Routes that write images, labels and what is noted about them, in place of the host's (`endpoints/datastore.py`).
+"""Routes that read and write images, labels and what is noted about them, in place of the host's
+(`endpoints/datastore.py`).
 
 The host's block every other client while they work, keep uploads under guessable names, and ask nobody who submits.
 """
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, File, Form, UploadFile
 from fastapi.responses import Response
-from monailabel.endpoints.datastore import ResultType
+from monailabel.endpoints.datastore import ResultType, download_image, download_label
 from monailabel.endpoints.user.auth import User
 from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.utils.app import app_instance
@@ -74,6 +75,25 @@ def check_image(image: str, check_sum: str = "", user: User = Viewer) -> Respons
         algorithm = parsed[1] or "SHA256"
         if file_checksum(path, algorithm) != f"{algorithm}:{parsed[2].lower()}":
             raise UnknownImageError(f"the image {image[:80]!r} has another checksum")
+    return Response()
+
+
+@router.get("/image", summary="An image")
+def read_image(image: str, user: User = Viewer) -> Response:
+    """The file of an image, fetched from the PACS where it is not here yet."""
+    return download_image(image)
+
+
+@router.get("/label", summary="A label")
+def read_label(label: str, tag: str, user: User = Viewer) -> Response:
+    """The file of a label; one that is put on its image's grid first may need the image."""
+    return download_label(label, tag)
+
+
+@router.head("/label", summary="Check if a label exists")
+def check_label(image: str, tag: str, user: User = Viewer) -> Response:
+    """Answer 200 without a body."""
+    download_label(image, tag, check_only=True)
     return Response()
 
 

@@ -4,19 +4,22 @@ import re
 import shutil
 import subprocess
 from collections import deque
+from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import APIRouter, HTTPException, Query, Request
+import requests
+from fastapi import APIRouter, Depends, HTTPException, Query, Request
 from fastapi.responses import FileResponse, PlainTextResponse, Response
 from monailabel.config import settings as host_settings
-from monailabel.endpoints import proxy
 from monailabel.endpoints.user.auth import User
 from monailabel.interfaces.utils.app import app_instance
 
 from samcorrect.lib.compat.viewer_files import viewer_file
 from samcorrect.lib.errors import DependencyError, RequestError
 from samcorrect.lib.server.access import Admin, Viewer
+from samcorrect.lib.store.dicomweb import CONNECT_TIMEOUT_S, CREDENTIALS, STREAM_TIMEOUT_S
+from samcorrect.lib.store.sources import pacs_login
 
 router = APIRouter(tags=["Others"])
 
@@ -37,15 +40,56 @@ def refuse_reload(user: User = Admin) -> None:
     raise RequestError("the app is not reloaded while it serves; restart the server")
 
 
+async def _read_body(request: Request) -> bytes:
+    return await request.body()
+
+
+RequestBody = Depends(_read_body)
+
+
 @router.api_route("/proxy/dicom/{path:path}", methods=["GET", "POST"], include_in_schema=False)
-async def pass_to_pacs(request: Request, path: str, user: User = Viewer) -> Response:
-    """Hand a viewer's request on to the DICOMweb server that the studies are on, and to no other."""
-    if not host_settings.MONAI_LABEL_STUDIES.startswith(("http://", "https://")):
+def pass_to_pacs(request: Request, path: str, user: User = Viewer, body: bytes = RequestBody) -> Response:
+    """Hand a viewer's request on to the DICOMweb server that the studies are on, and to no other.
+
+    In a thread, as all routes that wait for a PACS: on the event loop every client would wait for it.
+    """
+    studies = host_settings.MONAI_LABEL_STUDIES
+    if not studies.startswith(("http://", "https://")):
         raise RequestError("the studies are a folder on this machine: there is no DICOMweb server to ask")
     parsed = DICOMWEB_PATH.fullmatch(path)
     if parsed is None or ".." in path:
         raise RequestError(f"{path[:80]!r} is not a path of DICOMweb")
-    return await proxy.proxy_dicom(request, parsed["op"] or "", parsed["path"])
+    # Some versions of OHIF ask for metadata by QIDO.
+    op = "wado" if parsed["path"].endswith("metadata") and parsed["op"] == "qido" else parsed["op"]
+    prefix = getattr(host_settings, f"MONAI_LABEL_{op.upper()}_PREFIX") if op else None
+    url = "/".join(filter(None, (studies.rstrip("/"), prefix, parsed["path"])))
+    told = _ask_pacs(request, url, body)
+    kind = told.headers.get("Content-Type", "application/octet-stream")
+    return Response(told.content, told.status_code, {"Content-Type": kind})
+
+
+def _ask_pacs(request: Request, url: str, body: bytes) -> requests.Response:
+    """The PACS's answer to a viewer's request, with the server's own login.
+
+    Raises:
+        HTTPException: 504 where it is late, 502 where it cannot be reached or refuses the login. Its cause is left out:
+            one of OSError would pass for an upload that cannot be kept.
+    """
+    pacs = f"the PACS at {host_settings.MONAI_LABEL_STUDIES}"
+    headers = {name: request.headers[name] for name in ("Accept", "Content-Type") if name in request.headers}
+    asked = {"params": request.url.query, "data": body, "headers": headers, "auth": pacs_login()}
+    try:
+        reply = requests.request(request.method, url, **asked, timeout=(CONNECT_TIMEOUT_S, STREAM_TIMEOUT_S))
+    except requests.Timeout:
+        raise HTTPException(HTTPStatus.GATEWAY_TIMEOUT, f"{pacs} does not answer in time") from None
+    except requests.RequestException as error:
+        reason = type(error).__name__
+        raise HTTPException(HTTPStatus.BAD_GATEWAY, f"cannot reach {pacs} ({reason}): check that it runs") from None
+    if reply.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        # As it is, a browser would ask its user for a login to the PACS.
+        refused = f"{pacs} refused the server's login (HTTP {reply.status_code}); set {CREDENTIALS}"
+        raise HTTPException(HTTPStatus.BAD_GATEWAY, refused)
+    return reply
 
 
 @router.get("/logs/", summary="The last lines of the log")

@@ -44,11 +44,13 @@ class CommentBody(ReviewBody):
 
 @router.post("/approve", summary="Approve a label as it is")
 def approve(params: dict[str, Any], user: User = Annotator) -> dict[str, Any]:
-    """Make a label version the sender's final label; its image leaves the queue."""
+    """Make a label version the sender's final label; its image leaves the queue, and it goes to the PACS."""
     body = parse_body(ApproveBody, params)
     seen = {"expected_best": body.expected_best, "even_rejected": body.even_rejected}
     given = {"reviewer": user_name(user, body.sender), "comment": body.comment, **seen}
-    return _told(approve_label(app_instance().workspace, body.image, body.version, **given))
+    app = app_instance()
+    row = approve_label(app.workspace, body.image, body.version, **given)
+    return {**_told(row), **app.datastore().publish_label(row.image_id)}
 
 
 @router.post("/reject", summary="Reject a label; a reason is required")

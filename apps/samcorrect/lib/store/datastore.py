@@ -1,6 +1,7 @@
 """The host's datastore on top of the ledger: what its endpoints, and through them Slicer and OHIF, see of the store."""
 
 import json
+import logging
 import re
 import threading
 import time
@@ -12,7 +13,7 @@ from typing import Any
 
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
-from samcorrect.lib.errors import RequestError, UnknownLabelError
+from samcorrect.lib.errors import RequestError, StoreError, UnknownLabelError
 from samcorrect.lib.protocol import Protocol
 from samcorrect.lib.store.dicomweb import DicomWebStudies
 from samcorrect.lib.store.label_names import check_label_info, map_values, name_indices, present_indices
@@ -24,9 +25,13 @@ from samcorrect.lib.store.reviewer import take_meta
 from samcorrect.lib.store.schema import IMAGE_STATUS_OK, TAG_FINAL, TAG_ORIGINAL, USER, ImageRow, LabelVersionRow
 from samcorrect.lib.store.volumes import IMAGE_SUFFIXES, read_image, read_label_map, suffix_of, write_label_map
 
+logger = logging.getLogger(__name__)
+
 TAG_PATTERN = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 # Looking for new images that took longer than this pauses that many times as long as it took.
 QUICK_CHECK_S, CHECK_PAUSE = 0.1, 9
+# A PACS that could not list its series is asked again after this.
+RETRY_S = 30.0
 MAX_SUFFIX = max(map(len, IMAGE_SUFFIXES))
 NOTHING_IS_LOST = "samcorrect keeps every image and every version of a label; submit a new label instead"
 
@@ -55,7 +60,7 @@ class LedgerDatastore(Datastore):
         self._protocol = protocol
         self._name = "samcorrect"
         self._description = ""
-        self._next_check_at = 0.0
+        self._next_check_at, self._is_list_old = 0.0, False
         is_in_pacs = isinstance(store.studies, DicomWebStudies)
         self._publisher = Publisher(store, store.studies, protocol) if is_in_pacs else None
         # What `json_bytes` has put together: image id to its text, up to a revision, and all of it.
@@ -239,13 +244,16 @@ class LedgerDatastore(Datastore):
 
     def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
         """Merge notes of a viewer into a label's info; `segmentationMeta` approves, rejects or comments, and nothing
-        else of a label can be changed.
+        else of a label can be changed. What it approves goes to the PACS.
         """
-        row, notes = self._label(label_id, label_tag), _mapping(info, "info")
+        label, notes = self._label(label_id, label_tag), _mapping(info, "info")
+        row = label
         if META in notes:
             user = str(notes.get("user") or "unknown")
-            row = take_meta(self._store, row, self._store.ledger.last_review(row.id), notes[META], user)
+            row = take_meta(self._store, label, self._store.ledger.last_review(label.id), notes[META], user)
         self._store.ledger.update_label_notes(row.id, notes)
+        if row is not label:
+            self.publish_label(row.image_id)
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
         """Keep a submitted label byte for byte as a new version.
@@ -280,7 +288,7 @@ class LedgerDatastore(Datastore):
         """Send an image's final label to the PACS where its image comes from one.
 
         Returns:
-            What the reply of a submit says of it: `pacs` with `state` and `reason`.
+            What the reply of a submit or an approval says of it: `pacs` with `state` and `reason`.
         """
         told = self._publisher.publish(image_id) if self._publisher is not None else {}
         return {"pacs": told} if told else {}
@@ -312,15 +320,28 @@ class LedgerDatastore(Datastore):
         return best
 
     def _refresh_if_changed(self) -> None:
-        """Look for new and removed images; in large studies that takes at most a tenth of the time."""
+        """Look for new and removed images; in large studies that takes at most a tenth of the time.
+
+        Where a PACS cannot be asked, the images known so far are served, and the log says so once.
+        """
         started_s = time.monotonic()
         if started_s < self._next_check_at:
             return
-        if self._store.studies.has_changed():
-            self.refresh()
+        pause_s = 0.0
+        try:
+            if self._store.studies.has_changed():
+                self.refresh()
+            self._is_list_old = False
+        except StoreError as error:
+            if self._publisher is None:
+                raise
+            if not self._is_list_old:
+                logger.warning("the list of images is old until the PACS can be asked again: %s", error)
+            self._is_list_old, pause_s = True, RETRY_S
         ended_s = time.monotonic()
         if ended_s - started_s > QUICK_CHECK_S:
-            self._next_check_at = ended_s + CHECK_PAUSE * (ended_s - started_s)
+            pause_s = max(pause_s, CHECK_PAUSE * (ended_s - started_s))
+        self._next_check_at = ended_s + pause_s
 
 
 def _mapping(value: object, name: str) -> Mapping[str, Any]:

@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 # What waited is sent along with a submit, whose sender waits for the reply.
 RETRY_BUDGET_S = 10.0
+REJECTED = "rejected"
 
 
 class Publisher:
@@ -32,38 +33,35 @@ class Publisher:
             protocol: None takes the names that the viewer submitted.
         """
         self._store, self._studies, self._protocol = store, studies, protocol
-        self._waiting: dict[int, None] | None = None  # an ordered set
+        self._failed_at_s: dict[int, float] = {}
 
     def publish(self, image_id: str) -> dict[str, str]:
-        """Send the newest final label of an image, then what waits.
+        """Send the newest final label of an image that is not rejected, then what waits.
 
         Returns:
-            `state` and `reason`, as the ledger has them; empty where the label is not to be published.
+            `state` and `reason`, as the ledger has them; empty where there is no label to be published.
         """
-        row = self._store.label(image_id, TAG_FINAL)
+        row = self._store.ledger.latest_label(image_id, TAG_FINAL)
+        if row is None:
+            return {}
         if row.info.get("pacs", {}).get("state") == PACS_PENDING:
-            self._pending()[row.id] = None
             self.publish_pending(row.id)
         return self._store.ledger.label_version(row.id).info.get("pacs", {})
 
     def publish_pending(self, first: int | None = None) -> None:
         """Send what waits, label version `first` before the others, until the PACS fails or the time is up.
 
-        What failed goes to the end, so that a label which the PACS never takes holds up no other one.
+        The ledger says what waits: people approve by commands and on other servers too. What failed goes last, so that
+        a label which the PACS never takes holds up no other one.
         """
         ends_at_s = time.monotonic() + RETRY_BUDGET_S
-        for number in sorted(self._pending(), key=lambda number: number != first):
+        waiting = self._store.ledger.pending_publications()
+        for number in sorted(waiting, key=lambda number: (number != first, self._failed_at_s.get(number, 0.0))):
             is_done = self._publish(self._store.ledger.label_version(number))
-            self._pending().pop(number, None)
             if not is_done:
-                self._pending()[number] = None
+                self._failed_at_s[number] = time.monotonic()
             if not is_done or time.monotonic() > ends_at_s:
                 break
-
-    def _pending(self) -> dict[int, None]:
-        if self._waiting is None:
-            self._waiting = dict.fromkeys(self._store.ledger.pending_publications())
-        return self._waiting
 
     def _publish(self, row: LabelVersionRow) -> bool:
         """Send one label and note what became of it; False where it has to wait."""
@@ -75,6 +73,9 @@ class Publisher:
                 self._studies.headers(row.image_id),
                 self._origin(row),
             )
+            # Whoever rejected it meanwhile must not find it in the PACS.
+            if self._store.ledger.label_version(row.id).is_rejected:
+                raise LabelError(REJECTED)
             self._studies.store(seg)
         except (StoreError, DependencyError) as error:
             state, reason = PACS_PENDING, str(error)

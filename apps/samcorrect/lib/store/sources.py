@@ -34,8 +34,6 @@ def open_studies(studies: str | Path, state_dir: Path | None) -> tuple[Studies, 
             "--conf state DIR or SAMCORRECT_STATE"
         )
     state_dir = state_dir.absolute()
-    user = host_settings.MONAI_LABEL_DATASTORE_USERNAME or host_settings.MONAI_LABEL_DICOMWEB_USERNAME
-    password = host_settings.MONAI_LABEL_DATASTORE_PASSWORD or host_settings.MONAI_LABEL_DICOMWEB_PASSWORD
     # The host's default, CT alone, is nobody's wish; whoever wants it says {"Modality": ["CT"]}.
     search_filter = host_settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER
     is_wanted = search_filter != type(host_settings).model_fields["MONAI_LABEL_DICOMWEB_SEARCH_FILTER"].default
@@ -44,9 +42,16 @@ def open_studies(studies: str | Path, state_dir: Path | None) -> tuple[Studies, 
         state_dir / "cache" / "dicom",
         key_file=state_dir / CASE_KEY_NAME,
         search_filter=search_filter if is_wanted else None,
-        auth=(user, password) if user else None,
+        auth=pacs_login(),
         qido_prefix=host_settings.MONAI_LABEL_QIDO_PREFIX,
         wado_prefix=host_settings.MONAI_LABEL_WADO_PREFIX,
         stow_prefix=host_settings.MONAI_LABEL_STOW_PREFIX,
     )
     return source, state_dir
+
+
+def pacs_login() -> tuple[str, str] | None:
+    """User and password for the PACS, by the host's settings; None where they name nobody."""
+    user = host_settings.MONAI_LABEL_DATASTORE_USERNAME or host_settings.MONAI_LABEL_DICOMWEB_USERNAME
+    password = host_settings.MONAI_LABEL_DATASTORE_PASSWORD or host_settings.MONAI_LABEL_DICOMWEB_PASSWORD
+    return (user, password) if user else None

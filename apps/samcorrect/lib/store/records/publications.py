@@ -2,13 +2,16 @@
 
 from collections import Counter
 
-from sqlalchemy import Select, select
+from sqlalchemy import select
 
 from samcorrect.lib.store.records.audit import append_audit
 from samcorrect.lib.store.records.base import Records
+from samcorrect.lib.store.records.labels import STANDS
 from samcorrect.lib.store.schema import PACS_PENDING, PACS_STORED, TAG_FINAL, LabelVersionRow
 
 EVENT_STORED, ACTOR = "label stored in the PACS", "samcorrect"
+STANDING_FINALS = (LabelVersionRow.tag == TAG_FINAL, STANDS)
+STATE = LabelVersionRow.info["pacs"]["state"].as_string()
 
 
 class PublicationRecords(Records):
@@ -23,20 +26,12 @@ class PublicationRecords(Records):
                 append_audit(session, EVENT_STORED, actor=ACTOR, image_id=row.image_id, label_version_id=row.id)
 
     def pending_publications(self) -> list[int]:
-        """Numbers of the label versions that wait for the PACS, oldest first."""
+        """Numbers of the label versions that wait for the PACS, oldest first; a rejected one waits for nothing."""
+        query = select(LabelVersionRow.id).where(*STANDING_FINALS, STATE == PACS_PENDING)
         with self.session() as session:
-            waiting = (number for number, info in session.execute(_finals()) if _state(info) == PACS_PENDING)
-            return sorted(waiting)
+            return list(session.scalars(query.order_by(LabelVersionRow.id)))
 
     def count_publications(self) -> dict[str, int]:
-        """State to the number of label versions in it."""
+        """State to the number of label versions in it that are not rejected."""
         with self.session() as session:
-            return dict(Counter(state for _, info in session.execute(_finals()) if (state := _state(info))))
-
-
-def _finals() -> Select[tuple[int, dict]]:
-    return select(LabelVersionRow.id, LabelVersionRow.info).where(LabelVersionRow.tag == TAG_FINAL)
-
-
-def _state(info: dict) -> str:
-    return info.get("pacs", {}).get("state", "")
+            return dict(Counter(session.scalars(select(STATE).where(*STANDING_FINALS, STATE.is_not(None)))))
