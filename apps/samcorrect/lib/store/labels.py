@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from samcorrect.lib.errors import ImageError, LabelError, StoreError, UnknownImageError, UnknownLabelError
+from samcorrect.lib.protocol import Protocol
 from samcorrect.lib.store.files import write_atomically
 from samcorrect.lib.store.image_ids import check_image_id
-from samcorrect.lib.store.label_names import present_indices
+from samcorrect.lib.store.label_names import present_indices, require_same_indices
 from samcorrect.lib.store.ledger import Ledger
 from samcorrect.lib.store.records.audit import shown_name
 from samcorrect.lib.store.schema import TAG_CORRECTED, TAG_FINAL, TAG_ORIGINAL, USER, ImageRow, LabelVersionRow
@@ -69,6 +70,16 @@ class LabelStore:
     def rescan(self) -> None:
         """Note images that were added to the studies, or are gone from them, since."""
         self.ledger.sync_images(*self.studies.scan())
+
+    def require_protocol_fits(self, protocol: Protocol) -> None:
+        """See that a protocol means by each name what it meant when people submitted the labels of today.
+
+        Raises:
+            ProtocolError: A structure of such a label has another index now.
+        """
+        for version, label_info, value_to_index in self.ledger.names_in_finals():
+            of = f"version {version} of the label of {self.ledger.label_version(version).image_id}"
+            require_same_indices(protocol, of, label_info, value_to_index)
 
     def require_images(self) -> list[ImageRow]:
         """All usable images. Raises StoreError where there is none."""
