@@ -57,7 +57,7 @@ class LabelStore:
             ledger_url: Of a PostgreSQL database; None keeps the ledger in the state folder.
 
         Raises:
-            StoreError: The studies cannot be read, or the state folder or the database cannot be used.
+            StoreError: The studies cannot be read, or the state folder or the database cannot be used or is of others.
         """
         self.studies = studies
         self.state_dir = state_dir.absolute()
