@@ -167,6 +167,15 @@ def test_bad_uploads_are_refused(datastore, store, tmp_path, image_id, error, sa
     assert sorted(store.studies.folder.rglob("*.png")) == before
 
 
+def test_an_upload_with_the_id_of_an_image_whose_suffix_is_in_capitals_is_refused(datastore, store, tmp_path):
+    upload, image = tmp_path / "x.png", store.studies.folder / "scan.PNG"
+    for path in (upload, image):
+        Image.new("L", (16, 12), 7).save(path, format="PNG")
+    with pytest.raises(RequestError, match="never overwritten"):
+        datastore.add_image("scan", str(upload), {})
+    assert store.find_image("scan").path == "scan.PNG"
+
+
 def test_nothing_is_deleted(datastore, store):
     machine_label(store)
     for refuse in (lambda: datastore.remove_label("a", "original"), lambda: datastore.remove_image("a")):
