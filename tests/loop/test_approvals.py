@@ -101,3 +101,14 @@ def test_what_a_person_submits_again_does_not_count_twice(live, tmp_path):
     workspace.store.submit_label("case0", tmp_path / "again.nii.gz", tag="final", user="ben")
     right, _ = approved_pairs(workspace)
     np.testing.assert_allclose(right.dice, [0.8])
+
+
+def test_labels_of_an_image_that_is_another_one_by_now_do_not_count(live, monkeypatch):
+    workspace, one = live
+    one("case0", WHY_AUDIT, 4)
+    one("case1", WHY_AUDIT, 6)
+    studies = workspace.store.studies
+    file_of = studies.file
+    monkeypatch.setattr(studies, "file", lambda path: file_of(path.replace("case0", "case2")))
+    right, _ = approved_pairs(workspace)
+    np.testing.assert_allclose(right.dice, [0.8])

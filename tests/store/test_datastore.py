@@ -216,6 +216,18 @@ def test_a_label_of_another_grid_is_refused(datastore, store, tmp_path):
     assert store.ledger.latest_labels() == {}
 
 
+def test_a_label_is_not_handed_out_for_another_image_under_its_name(datastore, store, submitted):
+    datastore.save_label("a", str(submitted), "final", INFO)
+    machine_label(store, "ward/b")
+    as_submitted = datastore.get_label_uri("a", "final")
+    for image_id in ("a", "ward/b"):
+        datastore.get_label_uri(image_id, "original")  # kept in the cache from now on
+        Image.new("L", SHAPE[:2], 7).save(store.studies.folder / f"{image_id}.png")
+        with pytest.raises(LabelError, match="made on another image"):
+            datastore.get_label_uri(image_id, "original")
+    assert datastore.get_label_uri("a", "final") == as_submitted
+
+
 def test_params_that_are_no_object_are_refused(datastore, submitted):
     with pytest.raises(RequestError, match="`params` is a JSON object"):
         datastore.save_label("a", str(submitted), "final", ["x"])

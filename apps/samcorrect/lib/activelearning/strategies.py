@@ -3,25 +3,22 @@
 import logging
 import time
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.strategy import Strategy
-from monailabel.utils.others.generic import file_checksum
 
 from samcorrect.lib.errors import ImageError
 from samcorrect.lib.loop.queue import NextImage, next_image
 from samcorrect.lib.loop.warming import warm_queue
 from samcorrect.lib.loop.workspace import Workspace
+from samcorrect.lib.store.files import image_sha256
 from samcorrect.lib.store.image_ids import log_name
 from samcorrect.lib.store.schema import IMAGE_STATUS_OK
 from samcorrect.lib.store.volumes import suffix_of
 
 logger = logging.getLogger(__name__)
-
-N_CHECKSUMS = 100_000
 
 
 class QueueStrategy(Strategy):
@@ -51,7 +48,8 @@ class QueueStrategy(Strategy):
                 return None
             try:
                 path = store.image_path(store.ledger.image(chosen.image_id))
-                served = checksum(path)
+                # Without it Slicer takes a file of the same name that it downloaded once, from whatever server.
+                served = f"SHA256:{image_sha256(path)}"
             except ImageError as error:
                 self._set_aside(chosen.image_id, holder, error)
         warm_queue(self.workspace, chosen.image_id)
@@ -97,23 +95,3 @@ def display_name(path: Path, chosen: NextImage) -> str:
         return path.name
     suffix = suffix_of(path)
     return f"{path.name[: -len(suffix)]} (score {chosen.score:.2f}){path.name[-len(suffix) :]}"
-
-
-def checksum(path: Path) -> str:
-    """`SHA256:` and the hash of a file, read again only where its size or time of change are others.
-
-    Without one Slicer takes a file of the same name that it downloaded once, whatever server it came from.
-
-    Raises:
-        ImageError: It is gone.
-    """
-    try:
-        state = path.stat()
-        return _checksum(path, state.st_size, state.st_mtime_ns)
-    except OSError as error:
-        raise ImageError(f"{path.name}: {error.strerror}") from error
-
-
-@lru_cache(maxsize=N_CHECKSUMS)
-def _checksum(path: Path, _size: int, _mtime_ns: int) -> str:
-    return file_checksum(path)

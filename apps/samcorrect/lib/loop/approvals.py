@@ -7,6 +7,7 @@ import numpy as np
 
 from samcorrect.lib.core.quality import agreement
 from samcorrect.lib.core.selection import WHYS_AT_RANDOM
+from samcorrect.lib.errors import ImageError, LabelError
 from samcorrect.lib.loop.workspace import Workspace
 from samcorrect.lib.store.schema import TAG_CORRECTED, TAG_FINAL, LabelVersionRow, QualityRow
 
@@ -58,7 +59,10 @@ def approved_pairs(workspace: Workspace, rescored: Mapping[int, np.ndarray] | No
     store, indices = workspace.store, workspace.require_protocol().indices
     told, is_corrected = [], []
     for before, final, quality in audited_labels(workspace):
-        masks = store.read_label(before), store.read_label(final)
+        try:
+            masks = store.read_label(before), store.read_label(final)
+        except (ImageError, LabelError):  # of an image that is gone or is another one by now
+            continue
         is_corrected.append(before.tag == TAG_CORRECTED)
         scores = (rescored or {}).get(before.id, [quality[i].score if i in quality else None for i in indices])
         told.append([(score, agreement(*(m == i for m in masks))) for score, i in zip(scores, indices, strict=True)])
