@@ -1,11 +1,14 @@
+import time
 from pathlib import Path
 
 import pytest
 
 from samcorrect.lib.activelearning.strategies import LowestQuality, Random, display_name
+from samcorrect.lib.errors import ImageError
 from samcorrect.lib.loop.queue import NextImage
 from samcorrect.lib.loop.workspace import open_workspace
 from samcorrect.lib.settings import Settings
+from samcorrect.lib.store.records.images import REASON_GONE
 
 
 def chosen(score):
@@ -32,3 +35,24 @@ def test_two_clients_never_get_the_same_image(make_studies, strategy):
     assert {first["id"], second["id"]} == {"a", "b"}
     assert first["checksum"].startswith("SHA256:")
     assert serve({"client_id": "third"}, None) is None
+
+
+@pytest.mark.parametrize("strategy", [LowestQuality, Random])
+def test_an_image_that_cannot_be_read_is_set_aside_and_the_next_is_served(make_studies, monkeypatch, strategy):
+    workspace = open_workspace(make_studies("a.png", "b.png", "c.png"), Settings(threads=1, warm_slices=0))
+    store, file_of = workspace.store, workspace.store.studies.file
+
+    def file(path: str) -> Path:
+        if path == "a.png":
+            raise ImageError("the slices are sheared")
+        return file_of(path)
+
+    monkeypatch.setattr(store.studies, "file", file)
+    (store.studies.folder / "b.png").unlink()
+    serve = strategy(workspace)
+    # The second call has to try whatever the first did not meet.
+    assert serve({"client_id": "me"}, None)["id"] == "c"
+    assert serve({"client_id": "you"}, None) is None
+    assert dict(store.ledger.quarantined()) == {"a": "the slices are sheared", "b": REASON_GONE}
+    assert store.ledger.held_by("me", now=time.time()) == ["c"]
+    assert store.ledger.held_by("you", now=time.time()) == []

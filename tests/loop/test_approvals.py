@@ -146,3 +146,14 @@ def test_a_rejected_label_counts_no_more_until_another_is_submitted(live, tmp_pa
     right, _ = approved_pairs(workspace)
     # With the score that the machine's label had when it was served at random.
     np.testing.assert_allclose((right.scores, right.dice), [[0.9, 0.5], [0.8, 1.0]])
+
+
+def test_labels_of_an_image_that_is_another_one_by_now_do_not_count(live, monkeypatch):
+    workspace, one = live
+    one("case0", WHY_AUDIT, 4)
+    one("case1", WHY_AUDIT, 6)
+    studies = workspace.store.studies
+    file_of = studies.file
+    monkeypatch.setattr(studies, "file", lambda path: file_of(path.replace("case0", "case2")))
+    right, _ = approved_pairs(workspace)
+    np.testing.assert_allclose(right.dice, [0.8])

@@ -237,6 +237,16 @@ def test_an_image_that_is_gone_is_left_out(open_store, tmp_path):
     assert [image_id for image_id, _ in workspace.store.ledger.quarantined()] == ["b"]
 
 
+def test_an_image_that_is_another_one_by_now_is_left_out_and_keeps_its_place(open_store, tmp_path):
+    workspace = open_store("a", "b")
+    save(workspace, "b", 3)
+    gate = open_gate(workspace, cohort_of(workspace), np.ones((2, 2), dtype=bool))
+    images = tmp_path / "studies"
+    (images / "b.png").write_bytes((images / "a.png").read_bytes())
+    assert gate_dice(workspace, gate, [student_that_says(workspace, 1).student]) == [1.0]
+    assert workspace.store.ledger.quarantined() == []
+
+
 def test_labels_that_nobody_scored_are_used_and_not_frozen(open_store):
     workspace = open_store("a", "b")
     told = decide_now(workspace, student_that_says(workspace, 1), trusted=None)

@@ -4,11 +4,13 @@ import platform
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from samcorrect.lib.errors import ProtocolError, StoreError
 from samcorrect.lib.loop.workspace import open_workspace
 from samcorrect.lib.settings import Settings
+from samcorrect.lib.store.volumes import LPS_TO_RAS, write_label_map
 
 ONE_STRUCTURE = "structures: [{name: organ, index: 4, prompt: {source: box, xyxy: [0, 0, 1, 1]}}]"
 
@@ -34,6 +36,20 @@ def test_no_protocol_is_a_fault_only_once_it_is_needed(make_studies):
     workspace = open_workspace(studies, Settings(threads=1))
     with pytest.raises(ProtocolError, match=r"no protocol: give --protocol FILE.*protocol\.yaml into"):
         workspace.require_protocol()
+
+
+def test_a_protocol_that_contradicts_what_people_approved_is_refused(make_studies):
+    studies = make_studies("a.png")
+    store = open_workspace(studies, Settings(threads=1)).store
+    label_map = np.ones((16, 12, 1), np.uint8)
+    write_label_map(studies / "labels" / "a.nii.gz", label_map, LPS_TO_RAS)
+    info = {"label_info": [{"name": "organ", "idx": 1}], "value_to_index": {"1": 1}}
+    store.submit_label("a", studies / "labels" / "a.nii.gz", tag="final", user="anna", info=info)
+    (studies / "protocol.yaml").write_text(ONE_STRUCTURE)
+    with pytest.raises(ProtocolError, match=r"'organ' the index 4, and in version 1 of the label of a it is 1"):
+        open_workspace(studies, Settings(threads=1))
+    (studies / "protocol.yaml").write_text(ONE_STRUCTURE.replace("4", "1"))
+    open_workspace(studies, Settings(threads=1))
 
 
 def test_a_missing_folder_or_protocol_is_named(make_studies, tmp_path):

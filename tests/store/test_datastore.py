@@ -219,6 +219,15 @@ def test_bad_uploads_are_refused(datastore, store, tmp_path, image_id, error, sa
     assert sorted(store.studies.folder.rglob("*.png")) == before
 
 
+def test_an_upload_with_the_id_of_an_image_whose_suffix_is_in_capitals_is_refused(datastore, store, tmp_path):
+    upload, image = tmp_path / "x.png", store.studies.folder / "scan.PNG"
+    for path in (upload, image):
+        Image.new("L", (16, 12), 7).save(path, format="PNG")
+    with pytest.raises(RequestError, match="never overwritten"):
+        datastore.add_image("scan", str(upload), {})
+    assert store.find_image("scan").path == "scan.PNG"
+
+
 def test_nothing_is_deleted(datastore, store):
     machine_label(store)
     for refuse in (lambda: datastore.remove_label("a", "original"), lambda: datastore.remove_image("a")):
@@ -257,6 +266,18 @@ def test_a_label_of_another_grid_is_refused(datastore, store, tmp_path):
     with pytest.raises(GeometryError, match="grid"):
         datastore.save_label("a", str(path), "final", {})
     assert store.ledger.latest_labels() == {}
+
+
+def test_a_label_is_not_handed_out_for_another_image_under_its_name(datastore, store, submitted):
+    datastore.save_label("a", str(submitted), "final", INFO)
+    machine_label(store, "ward/b")
+    as_submitted = datastore.get_label_uri("a", "final")
+    for image_id in ("a", "ward/b"):
+        datastore.get_label_uri(image_id, "original")  # kept in the cache from now on
+        Image.new("L", SHAPE[:2], 7).save(store.studies.folder / f"{image_id}.png")
+        with pytest.raises(LabelError, match="made on another image"):
+            datastore.get_label_uri(image_id, "original")
+    assert datastore.get_label_uri("a", "final") == as_submitted
 
 
 def test_params_that_are_no_object_are_refused(datastore, submitted):

@@ -1,11 +1,13 @@
-"""Files are written whole or not at all."""
+"""Files are written whole or not at all, and hashed where they changed."""
 
+import hashlib
+import os
 from pathlib import Path
 
 import pytest
 
-from samcorrect.lib.errors import StoreError
-from samcorrect.lib.store.files import write_atomically, write_bytes_atomically
+from samcorrect.lib.errors import ImageError, StoreError
+from samcorrect.lib.store.files import image_sha256, write_atomically, write_bytes_atomically
 
 
 def test_a_writer_that_fails_leaves_nothing_behind_and_keeps_the_old_file(tmp_path):
@@ -54,3 +56,18 @@ def test_a_scratch_folder_holds_the_half_written_file(tmp_path):
     write_atomically(path, write, scratch_dir=scratch)
     assert path.read_bytes() == b"new"
     assert list(scratch.iterdir()) == []
+
+
+def test_an_image_is_hashed_again_only_where_its_size_or_time_of_change_are_others(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"one")
+    state = path.stat()
+    assert image_sha256(path) == hashlib.sha256(b"one").hexdigest()
+    path.write_bytes(b"two")
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert image_sha256(path) == hashlib.sha256(b"one").hexdigest()
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns + 1_000_000_000))
+    assert image_sha256(path) == hashlib.sha256(b"two").hexdigest()
+    path.unlink()
+    with pytest.raises(ImageError, match=r"a\.png cannot be read: No such file"):
+        image_sha256(path)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from samcorrect.lib.errors import LabelError, RequestError
+from samcorrect.lib.errors import LabelError, ProtocolError, RequestError
 from samcorrect.lib.protocol import Protocol
 from samcorrect.lib.store.label_names import (
     MAX_NAME_LENGTH,
@@ -10,6 +10,7 @@ from samcorrect.lib.store.label_names import (
     name_indices,
     ordered_names,
     present_indices,
+    require_same_indices,
 )
 
 BOX = {"source": "box", "xyxy": (0.1, 0.1, 0.9, 0.9)}
@@ -116,3 +117,22 @@ def test_a_name_has_an_end():
     assert check_label_info([{"name": name, "idx": 1}]) == [{"name": name, "idx": 1}]
     with pytest.raises(RequestError, match=f"at most {MAX_NAME_LENGTH} characters"):
         check_label_info([{"name": name + "x", "idx": 1}])
+
+
+HEART = [{"name": " heart", "idx": 7}, {"name": "spleen", "idx": 2}]
+
+
+@pytest.mark.parametrize("value_to_index", [{"7": 3}, {"7": 3, "2": 2}, {"2": 1}, {}])
+def test_a_protocol_fits_a_label_whose_structures_it_gives_the_same_indices_or_does_not_know(value_to_index):
+    require_same_indices(PROTOCOL, "the label", HEART, value_to_index)
+
+
+def test_a_protocol_that_gives_a_structure_of_a_label_another_index_is_refused():
+    says = r"gives 'heart' the index 3, and in the label it is 1: .* Give 'heart' its index 1 back"
+    with pytest.raises(ProtocolError, match=says):
+        require_same_indices(PROTOCOL, "the label", HEART, {"7": 1, "2": 2})
+
+
+def test_of_two_segments_of_one_name_one_has_to_have_the_index_of_the_protocol():
+    hearts = [{"name": "heart", "idx": 1}, {"name": "heart", "idx": 3}]
+    require_same_indices(PROTOCOL, "the label", hearts, {"1": 1, "3": 3})

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -44,6 +45,10 @@ def save(store: LabelStore, image_id: str = "a", tag: str = "original", label_ma
     return store.save_label_map(image_id, label_map, tag=tag, maker="sam:test", affine=LPS_TO_RAS)
 
 
+def image_hash(store: LabelStore) -> str:
+    return hashlib.sha256((store.studies.folder / "a.png").read_bytes()).hexdigest()
+
+
 def label_files(store: LabelStore) -> list[Path]:
     return sorted(path for path in (store.state_dir / "labels").rglob("*") if path.is_file())
 
@@ -76,7 +81,7 @@ def test_what_made_a_label_is_kept_with_it(store):
     seen = store.label("a", "corrected")
     assert (seen.id, seen.round, seen.model_digest, seen.parent_id) == (row.id, 2, "d" * 64, parent.id)
     assert seen.prompts == {"boxes": [[0, 4]]}
-    assert seen.info == {"reasons": ["boundary"], "present_indices": [2]}
+    assert seen.info == {"reasons": ["boundary"], "present_indices": [2], "image_sha256": image_hash(store)}
 
 
 def test_the_same_content_twice_is_two_versions_of_one_file(store):
@@ -140,7 +145,7 @@ def test_a_submitted_file_is_kept_byte_for_byte(store, tmp_path, suffix):
     assert store.label_path(row).read_bytes() == content
     assert store.label_path(row).name.endswith(suffix)
     assert (row.tag, row.maker, row.parent_id) == ("final", "user:ann", machine.id)
-    assert row.info == {"present_indices": [3]}
+    assert row.info == {"present_indices": [3], "image_sha256": image_hash(store)}
     assert np.array_equal(store.read_label(row), square(3))
     assert store.ledger.image("a").is_approved
 
@@ -165,7 +170,7 @@ def test_the_numbers_of_a_viewer_are_read_as_those_of_the_protocol(store, tmp_pa
     info = {"label_info": [{"name": "heart", "idx": 1}], "value_to_index": {"1": 7}}
     row = store.submit_label("a", tmp_path / "mask.nrrd", tag="final", user="ann", info=info)
     assert np.array_equal(store.read_label(row), square(7))  # the value 2 is named nothing
-    assert row.info == {**info, "present_indices": [7]}
+    assert row.info == {**info, "present_indices": [7], "image_sha256": image_hash(store)}
     assert info.keys() == {"label_info", "value_to_index"}
 
 
@@ -243,6 +248,36 @@ def test_a_stored_file_that_is_gone_is_a_store_error_and_is_written_anew_by_the_
     assert np.array_equal(store.read_label(row), square())
 
 
+def test_a_label_is_not_taken_for_that_of_another_image_until_its_own_is_back(store, tmp_path):
+    write_label_map(tmp_path / "label.nii.gz", square(), LPS_TO_RAS)
+    row = store.submit_label("a", tmp_path / "label.nii.gz", tag="final", user="anna")
+    image = store.studies.folder / "a.png"
+    content = image.read_bytes()
+    image.unlink()
+    store.rescan()
+    Image.new("L", SHAPE[:2], 9).save(image)
+    store.rescan()
+    uses = (
+        lambda: store.read_label(row),
+        lambda: store.restore_label(row, user="bob"),
+        lambda: store.approve_label(row, user="bob"),
+    )
+    for use in uses:
+        with pytest.raises(LabelError, match="version 1 of the label of a was made on another image"):
+            use()
+    drawn_anew = store.submit_label("a", tmp_path / "label.nii.gz", tag="final", user="bob")
+    np.testing.assert_array_equal(store.read_label(drawn_anew), square())
+    image.write_bytes(content)
+    np.testing.assert_array_equal(store.read_label(row), square())
+    assert store.label_path(row).read_bytes() == (tmp_path / "label.nii.gz").read_bytes()
+
+
+def test_a_label_of_which_nobody_noted_the_image_stays_valid(store):
+    row = store.ledger.add_copy(save(store), info={"present_indices": [1]})
+    Image.new("L", SHAPE[:2], 9).save(store.studies.folder / "a.png")
+    np.testing.assert_array_equal(store.read_label(row), square())
+
+
 def test_a_value_beyond_a_byte_is_refused_before_it_wraps(store):
     with pytest.raises(LabelError, match="whole numbers from 0 to 255; this one holds 256"):
         save(store, label_map=square().astype(np.int32) * 256)
@@ -283,6 +318,30 @@ def test_a_state_folder_within_the_studies_does_not_become_images(make_studies):
     store.rescan()
     assert [row.id for row in store.require_images()] == ["a"]
     assert store.ledger.quarantined() == []
+
+
+def test_a_state_folder_of_other_studies_is_refused_and_keeps_its_images(store, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    image = (store.studies.folder / "a.png").read_bytes()
+    (other / "z.png").write_bytes(image)
+    says = r"belongs to other studies: it knows 'a' and not 'z'.* --state DIR"
+    with pytest.raises(StoreError, match=says):
+        LabelStore(*open_studies(other, store.state_dir))
+    assert store.ledger.image_ids() == ["a", "sub/b 1"]
+    # Studies that moved have the same ids, and others may have come.
+    (other / "a.png").write_bytes(image)
+    assert LabelStore(*open_studies(other, store.state_dir)).ledger.image_ids() == ["a", "z"]
+
+
+def test_an_empty_folder_and_then_new_images_are_no_other_studies(store):
+    shutil.move(store.studies.folder / "sub" / "b 1.png", store.state_dir / "b.png")
+    (store.studies.folder / "a.png").unlink()
+    store.rescan()
+    assert store.ledger.image_ids() == []
+    shutil.move(store.state_dir / "b.png", store.studies.folder / "b.png")
+    store.rescan()
+    assert store.ledger.image_ids() == ["b"]
 
 
 def test_a_store_opened_by_a_relative_path_works_from_another_folder(make_studies, tmp_path, monkeypatch):

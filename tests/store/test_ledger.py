@@ -96,7 +96,8 @@ def test_a_file_refused_by_name_is_quarantined_until_it_is_gone(ledger):
 
 def test_a_refused_file_with_the_id_of_an_image_does_not_hinder_it(ledger):
     # a.nii.gz is "a", so a.png is refused; a.png.png is the image "a.png".
-    ledger.sync_images([ImageFile("a.png", "a.png.png", "a.png")], [("a.png", "same id as a.nii.gz")])
+    found = [ImageFile("a", "a.nii.gz", "a"), ImageFile("a.png", "a.png.png", "a.png")]
+    ledger.sync_images(found, [("a.png", "same id as a.nii.gz")])
     assert ledger.image("a.png").path == "a.png.png"
     assert "a.png" not in dict(ledger.quarantined())
 

@@ -269,3 +269,17 @@ def test_a_run_that_starts_from_a_rejected_label_is_not_taken_up(ledger):
     reject(ledger, rejected)
     second, is_known = ledger.open_run("d", {}, {"key": "new", "labels": {"a": other.id}})
     assert (second.id != first.id, is_known) == (True, False)
+
+
+def test_the_names_in_the_labels_of_people_are_told_once_each_without_what_was_replaced_or_rejected(ledger):
+    def info(name):
+        return {"label_info": [{"name": name, "idx": 1}], "value_to_index": {"1": 3}}
+
+    enter(ledger, "a", "final", info=info("replaced"))
+    first = enter(ledger, "a", "final", info=info("lung"))
+    enter(ledger, "b", "final", info=info("lung"))
+    enter(ledger, "c", info=info("of a machine"))
+    reject(ledger, enter(ledger, "c", "final", info=info("rejected")))
+    assert ledger.names_in_finals() == [(first.id, [{"name": "lung", "idx": 1}], {"1": 3})]
+    enter(ledger, "c", "final")
+    assert len(ledger.names_in_finals()) == 1

@@ -103,15 +103,21 @@ def test_links_that_leave_the_folder_are_refused_and_links_within_are_images(mak
     assert refused == [(name, "a link that leaves the studies folder") for name in ("link.png", "relative.png")]
 
 
-def test_of_two_files_with_one_id_the_first_by_name_is_the_image(make_studies):
-    studies = make_studies("a.png", "b.jpg", "b.png")
+def test_of_two_files_with_one_id_the_first_by_suffix_is_the_image_in_a_scan_and_by_its_name(make_studies):
+    studies = make_studies("a.jpg", "a.png", "b.PNG", "b.png", "sub/c.JPG", "sub/c c.png", "d.Png")
     (studies / "a.nii.gz").write_bytes(b"x")
-    found, refused = LocalStudies(studies).scan()
-    assert [image.path for image in found] == ["a.nii.gz", "b.jpg"]
+    (studies / "sub" / "c.NRRD").write_bytes(b"x")
+    local = LocalStudies(studies)
+    found, refused = local.scan()
+    assert [image.path for image in found] == ["a.nii.gz", "b.PNG", "d.Png", "sub/c.NRRD", "sub/c c.png"]
     assert refused == [
+        ("a.jpg", "has the same id as a.nii.gz; rename one of them"),
         ("a.png", "has the same id as a.nii.gz; rename one of them"),
-        ("b.png", "has the same id as b.jpg; rename one of them"),
+        ("b.png", "has the same id as b.PNG; rename one of them"),
+        ("sub/c.JPG", "has the same id as sub/c.NRRD; rename one of them"),
     ]
+    assert [local.find(image.id) for image in found] == found
+    assert local.find("sub") is local.find("sub/cc") is local.find("nowhere/a") is None
 
 
 def test_names_with_spaces_and_common_signs_are_images_and_others_are_refused_by_name(make_studies):

@@ -1,21 +1,24 @@
 """Strategies `lowest_quality` and `random`: the image that a person gets next."""
 
+import logging
+import time
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.strategy import Strategy
-from monailabel.utils.others.generic import file_checksum
 
 from samcorrect.lib.errors import ImageError
 from samcorrect.lib.loop.queue import NextImage, next_image
 from samcorrect.lib.loop.warming import warm_queue
 from samcorrect.lib.loop.workspace import Workspace
+from samcorrect.lib.store.files import image_sha256
+from samcorrect.lib.store.image_ids import log_name
+from samcorrect.lib.store.schema import IMAGE_STATUS_OK
 from samcorrect.lib.store.volumes import suffix_of
 
-N_CHECKSUMS = 100_000
+logger = logging.getLogger(__name__)
 
 
 class QueueStrategy(Strategy):
@@ -32,20 +35,28 @@ class QueueStrategy(Strategy):
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any] | None:
         """The next image for the client: `id`, what the viewer shows of it, and why it was chosen.
 
+        An image whose file cannot be read is quarantined with the reason, and the next one served.
+
         Returns:
             None where every image is approved or reserved for somebody else.
         """
         holder = str(request.get("client_id") or "unknown")[:200]
-        chosen = next_image(self.workspace, holder, strategy=self.strategy)
-        if chosen is None:
-            return None
+        store, served = self.workspace.store, None
+        while served is None:
+            chosen = next_image(self.workspace, holder, strategy=self.strategy)
+            if chosen is None:
+                return None
+            try:
+                path = store.image_path(store.ledger.image(chosen.image_id))
+                # Without it Slicer takes a file of the same name that it downloaded once, from whatever server.
+                served = f"SHA256:{image_sha256(path)}"
+            except ImageError as error:
+                self._set_aside(chosen.image_id, holder, error)
         warm_queue(self.workspace, chosen.image_id)
-        store = self.workspace.store
-        path = store.image_path(store.ledger.image(chosen.image_id))
         return {
             "id": chosen.image_id,
             "name": display_name(path, chosen),
-            "checksum": checksum(path),
+            "checksum": served,
             "score": chosen.score,
             "expected_dice": chosen.expected_dice,
             "expected_dice_interval": [chosen.expected_dice_low, chosen.expected_dice_high],
@@ -53,6 +64,15 @@ class QueueStrategy(Strategy):
             "reasons": chosen.reasons,
             "why": chosen.why,
         }
+
+    def _set_aside(self, image_id: str, holder: str, error: ImageError) -> None:
+        """Quarantine an image that cannot be served; one that is only gone comes back by itself, as with its disk."""
+        store = self.workspace.store
+        store.ledger.release(holder, image_id, now=time.time())
+        store.rescan()
+        if store.ledger.image(image_id).status == IMAGE_STATUS_OK:
+            store.ledger.quarantine(image_id, str(error))
+        logger.warning("image %s is quarantined: %s", log_name(image_id), type(error).__name__)
 
 
 class LowestQuality(QueueStrategy):
@@ -75,23 +95,3 @@ def display_name(path: Path, chosen: NextImage) -> str:
         return path.name
     suffix = suffix_of(path)
     return f"{path.name[: -len(suffix)]} (score {chosen.score:.2f}){path.name[-len(suffix) :]}"
-
-
-def checksum(path: Path) -> str:
-    """`SHA256:` and the hash of a file, read again only where its size or time of change are others.
-
-    Without one Slicer takes a file of the same name that it downloaded once, whatever server it came from.
-
-    Raises:
-        ImageError: It is gone.
-    """
-    try:
-        state = path.stat()
-        return _checksum(path, state.st_size, state.st_mtime_ns)
-    except OSError as error:
-        raise ImageError(f"{path.name}: {error.strerror}") from error
-
-
-@lru_cache(maxsize=N_CHECKSUMS)
-def _checksum(path: Path, _size: int, _mtime_ns: int) -> str:
-    return file_checksum(path)

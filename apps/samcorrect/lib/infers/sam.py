@@ -12,9 +12,10 @@ from samcorrect.lib.errors import RequestError, UnknownLabelError
 from samcorrect.lib.infers.base import MaskTask, Segmented
 from samcorrect.lib.infers.request import InferRequest, parse_prompt_request, require_stored
 from samcorrect.lib.loop.prompted import segment_prompts
-from samcorrect.lib.loop.pseudo_label import image_sha256, pseudo_label_image
+from samcorrect.lib.loop.pseudo_label import pseudo_label_image
 from samcorrect.lib.loop.warming import warm_beside
 from samcorrect.lib.loop.workspace import Workspace
+from samcorrect.lib.store.files import image_sha256
 from samcorrect.lib.store.label_names import name_indices
 from samcorrect.lib.store.schema import TAG_ORIGINAL
 from samcorrect.lib.store.volumes import Volume

@@ -159,7 +159,7 @@ def decide(
 def gate_dice(workspace: Workspace, gate: Gate, students: Sequence[Student]) -> list[float]:
     """The mean Dice of each student over the gate's structures, on their images' grids; nan where none is defined.
 
-    An image that cannot be read any more is quarantined with its reason, and left out.
+    An image that cannot be read any more is quarantined with its reason, and left out, as is one that is another now.
     """
     store = workspace.store
     values: list[list[float]] = []
@@ -167,9 +167,11 @@ def gate_dice(workspace: Workspace, gate: Gate, students: Sequence[Student]) -> 
         try:
             volume = store.read_image(label.image_id)
             label_map = store.read_label(label, volume)
-        except (ImageError, LabelError) as error:
+        except ImageError as error:
             store.ledger.quarantine(label.image_id, str(error))
             logger.warning("image %s is quarantined: %s", log_name(label.image_id), type(error).__name__)
+            continue
+        except LabelError:  # of a file that was replaced since; the image may have a label of its own by now
             continue
         predictions = [student.predict(volume.array) for student in students]
         values += [[dice(label_map == index, p == index) for p in predictions] for index in indices]

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +22,7 @@ from samcorrect.lib.errors import ImageError, ProtocolError, SamCorrectError, Wo
 from samcorrect.lib.loop.candidates import Candidates, find_candidates, prompting_student
 from samcorrect.lib.loop.workers import ImageFunction, ImageTask, MapImages, open_workers
 from samcorrect.lib.loop.workspace import Models, Progress, Workspace, no_progress
-from samcorrect.lib.networks.exports import file_sha256
-from samcorrect.lib.store.files import write_bytes_atomically
+from samcorrect.lib.store.files import image_sha256, write_bytes_atomically
 from samcorrect.lib.store.image_ids import log_name
 from samcorrect.lib.store.schema import TAG_ORIGINAL, ImageRow, LabelVersionRow
 from samcorrect.lib.store.volumes import Volume, read_image
@@ -149,14 +147,6 @@ def _is_missing(workspace: Workspace, label: LabelVersionRow | None, recipe: str
     except ImageError:
         return True  # gone or unreadable: set aside, with its reason, when its turn comes
     return (label.info.get("recipe"), label.info.get("image_sha256")) != (recipe, digest)
-
-
-def image_sha256(path: Path) -> str:
-    """SHA-256 of an image's file. Raises ImageError where it cannot be read."""
-    try:
-        return file_sha256(path)
-    except OSError as error:
-        raise ImageError(f"{path.name} cannot be read: {error.strerror}") from error
 
 
 def _made(

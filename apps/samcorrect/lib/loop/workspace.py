@@ -188,13 +188,16 @@ def open_workspace(studies: str | Path, settings: Settings, *, cache_dir: Path |
 
     Raises:
         StoreError: The studies or the state folder cannot be used.
-        ProtocolError: The protocol is faulty, or was given and does not exist.
+        ProtocolError: The protocol is faulty, was given and does not exist, or contradicts labels that people approved.
     """
     prepare_cpu(settings.threads or count_cores())
     source, state_dir = open_studies(studies, settings.state)
     path = protocol_path(source, settings)
     protocol = load_protocol(path) if path else None
-    return Workspace(LabelStore(source, state_dir, settings.ledger_url), protocol, settings, cache_dir=cache_dir)
+    store = LabelStore(source, state_dir, settings.ledger_url)
+    if protocol is not None:
+        store.require_protocol_fits(protocol)
+    return Workspace(store, protocol, settings, cache_dir=cache_dir)
 
 
 def protocol_path(studies: Studies, settings: Settings) -> Path | None:

@@ -212,6 +212,8 @@ class LedgerDatastore(Datastore):
         row = self._label(label_id, label_tag)
         path = self._store.label_path(row)
         is_canonical = row.tag in MACHINE_TAGS and not row.maker.startswith(USER)
+        if label_tag == TAG_ORIGINAL:
+            self._store.require_same_image(row)
         if label_tag != TAG_ORIGINAL or is_canonical:
             return str(path)
         canonical = self._store.state_dir / "cache" / "canonical" / f"{row.id}.{row.content_sha256[:16]}.nii.gz"

@@ -1,11 +1,18 @@
-"""Writing files so that a killed process, a full disk or a power cut leaves the old one or the new one, whole."""
+"""Writing files so that a killed process, a full disk or a power cut leaves the old one or the new one, whole, and
+telling whether a file is the one of before.
+"""
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
-from samcorrect.lib.errors import StoreError
+from samcorrect.lib.errors import ImageError, StoreError
+
+N_HASHES = 100_000
+BLOCK_BYTES = 2**20
 
 
 def write_atomically(
@@ -50,3 +57,25 @@ def _flush_folder(folder: Path) -> None:
 def write_bytes_atomically(path: Path, content: bytes) -> None:
     """Write `content` to `path` in one step. Raises StoreError as `write_atomically` does."""
     write_atomically(path, lambda temporary: temporary.write_bytes(content))
+
+
+def image_sha256(path: Path) -> str:
+    """SHA-256 of an image's file, read again only where its size or time of change are others.
+
+    Raises:
+        ImageError: It cannot be read.
+    """
+    try:
+        state = path.stat()
+        return _sha256(path, state.st_size, state.st_mtime_ns)
+    except OSError as error:
+        raise ImageError(f"{path.name} cannot be read: {error.strerror}") from error
+
+
+@lru_cache(maxsize=N_HASHES)
+def _sha256(path: Path, _size: int, _mtime_ns: int) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while block := handle.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from samcorrect.lib.errors import LabelError, RequestError
+from samcorrect.lib.errors import LabelError, ProtocolError, RequestError
 from samcorrect.lib.protocol import Protocol
 
 MAX_NAME_LENGTH = 128
@@ -74,6 +74,33 @@ def map_values(
             f"the protocol has no structure named {', '.join(map(repr, foreign))}; it has {known}. Rename the segment"
         )
     return {value: index_of[names[value]] for value in present}
+
+
+def require_same_indices(
+    protocol: Protocol, label: str, label_info: Sequence[Mapping[str, Any]], value_to_index: Mapping[str, int]
+) -> None:
+    """See that a protocol gives the structures of a label the indices that they had when it was submitted.
+
+    Args:
+        protocol: The protocol of today.
+        label: What the message calls the label.
+        label_info, value_to_index: As kept with it; names that the protocol does not know are no contradiction.
+
+    Raises:
+        ProtocolError: A structure has another index now.
+    """
+    index_of = dict(zip(protocol.names, protocol.indices, strict=True))
+    # Without a protocol two segments may have been of one name.
+    submitted: dict[str, list[int]] = {}
+    for entry in label_info:
+        if str(entry["idx"]) in value_to_index:
+            submitted.setdefault(entry["name"].strip(), []).append(value_to_index[str(entry["idx"])])
+    for name, indices in submitted.items():
+        if name in index_of and index_of[name] not in indices:
+            raise ProtocolError(
+                f"the protocol gives {name!r} the index {index_of[name]}, and in {label} it is {indices[0]}: what "
+                f"people approved would be taken for other structures. Give {name!r} its index {indices[0]} back"
+            )
 
 
 def ordered_names(protocol: Protocol | None) -> list[str]:

@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 
 from samcorrect.lib.errors import ImageError, LabelError, StoreError, UnknownImageError, UnknownLabelError
-from samcorrect.lib.store.files import write_atomically
+from samcorrect.lib.protocol import Protocol
+from samcorrect.lib.store.files import image_sha256, write_atomically
 from samcorrect.lib.store.image_ids import check_image_id
-from samcorrect.lib.store.label_names import present_indices
+from samcorrect.lib.store.label_names import present_indices, require_same_indices
 from samcorrect.lib.store.ledger import Ledger
 from samcorrect.lib.store.records.audit import MAX_NAME, shown_name
 from samcorrect.lib.store.records.reviews import check_text
 from samcorrect.lib.store.schema import TAG_CORRECTED, TAG_FINAL, TAG_ORIGINAL, TAGS, USER, ImageRow, LabelVersionRow
-from samcorrect.lib.store.studies import Studies, require_images
+from samcorrect.lib.store.studies import LocalStudies, Studies, require_images
 from samcorrect.lib.store.volumes import (
     Grid,
     Volume,
@@ -59,7 +60,7 @@ class LabelStore:
             ledger_url: Of a PostgreSQL database; None keeps the ledger in the state folder.
 
         Raises:
-            StoreError: The studies cannot be read, or the state folder or the database cannot be used.
+            StoreError: The studies cannot be read, or the state folder or the database cannot be used or is of others.
         """
         self.studies = studies
         self.state_dir = state_dir.absolute()
@@ -72,6 +73,16 @@ class LabelStore:
     def rescan(self) -> None:
         """Note images that were added to the studies, or are gone from them, since."""
         self.ledger.sync_images(*self.studies.scan())
+
+    def require_protocol_fits(self, protocol: Protocol) -> None:
+        """See that a protocol means by each name what it meant when people submitted the labels of today.
+
+        Raises:
+            ProtocolError: A structure of such a label has another index now.
+        """
+        for version, label_info, value_to_index in self.ledger.names_in_finals():
+            of = f"version {version} of the label of {self.ledger.label_version(version).image_id}"
+            require_same_indices(protocol, of, label_info, value_to_index)
 
     def require_images(self) -> list[ImageRow]:
         """All usable images. Raises StoreError where there is none."""
@@ -115,6 +126,26 @@ class LabelStore:
         """Where a label version lies."""
         return self.state_dir / row.path
 
+    def require_same_image(self, row: LabelVersionRow) -> None:
+        """See that a label was made on the image that is there now; labels of older releases do not say on which.
+
+        Raises:
+            LabelError: The file of the image is another one.
+            ImageError: It is gone.
+        """
+        made_on = row.info.get("image_sha256")
+        if made_on and self._image_sha256(row.image_id) not in ("", made_on):
+            raise LabelError(
+                f"version {row.id} of the label of {row.image_id} was made on another image than the one that is there "
+                "now under this name: put the old file back, or label the new one"
+            )
+
+    def _image_sha256(self, image_id: str) -> str:
+        """Empty in a PACS: another image has another id there, and a file is made anew whenever it is fetched."""
+        if not isinstance(self.studies, LocalStudies):
+            return ""
+        return image_sha256(self.image_path(self.ledger.image(image_id)))
+
     def read_label(self, row: LabelVersionRow, image: Volume | None = None) -> np.ndarray:
         """A label version as (H, W, D) uint8 on its image's grid, with the values of the protocol.
 
@@ -122,8 +153,10 @@ class LabelStore:
 
         Raises:
             StoreError: The file is gone or is no longer the one that the ledger knows.
+            LabelError, ImageError: The image is another one than the label was made on, or is gone.
         """
         self._require_unchanged(row.path, row.content_sha256)
+        self.require_same_image(row)
         label = read_label_map(self.label_path(row))
         grid = self.read_grid(row.image_id) if image is None else image.grid
         label_map = align_label_map(label, grid, name=f"label {row.id} of {row.image_id}")
@@ -238,7 +271,8 @@ class LabelStore:
 
         Raises:
             RequestError: The name is blank, too long, or holds control characters.
-            LabelError: Its tag is a viewer's own, or it is a machine's and a person's label of the image outranks it.
+            LabelError: Its tag is a viewer's own, it was made on another image, or it is a machine's and a person's
+                label of the image outranks it.
             StoreError: Its file is gone or was changed.
         """
         user = check_text("name", user, MAX_NAME)
@@ -248,6 +282,7 @@ class LabelStore:
                 f"viewer and submit it, or restore a version with one of the tags {', '.join(TAGS)}"
             )
         self._require_unchanged(label.path, label.content_sha256)
+        self.require_same_image(label)
         best = self.ledger.best_label(label.image_id)
         if label.tag != TAG_FINAL and best is not None and best.tag == TAG_FINAL:
             raise LabelError(
@@ -279,9 +314,11 @@ class LabelStore:
         Raises:
             RequestError: The name is blank, or it or the comment is too long or holds control characters.
             ConflictError: The version is rejected, or somebody else's final label is newer than what they saw.
+            LabelError, ImageError: The image is another one than the label was made on, or is gone.
             StoreError: Its file is gone or was changed.
         """
         self._require_unchanged(label.path, label.content_sha256)
+        self.require_same_image(label)
         return self.ledger.approve(
             label.id, reviewer=user, comment=comment, expected_best=expected_best, even_rejected=even_rejected
         )
@@ -303,6 +340,8 @@ class LabelStore:
             write_atomically(target, copy, scratch_dir=self._scratch_dir())
         self._require_unchanged(relative.as_posix(), content_sha256)
         row = LabelVersionRow(image_id=image_id, path=relative.as_posix(), content_sha256=content_sha256, **columns)
+        if "image_sha256" not in row.info:  # else it says what the image was when it was read
+            row.info = {**row.info, "image_sha256": self._image_sha256(image_id)}
         row.created_at = time.time()
         return self.ledger.add_label(row)
 

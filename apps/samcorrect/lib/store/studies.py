@@ -103,8 +103,7 @@ class LocalStudies:
             names = [f"{at}{name}" for at, listed in self._listed.items() for name in listed.files]
             refused = [fault for listed in self._listed.values() for fault in listed.refused]
         images: dict[str, ImageFile] = {}
-        for name in sorted(names):
-            image_id = name[: -len(suffix_of(Path(name)))]
+        for image_id, _, name in sorted(map(_ranked, names)):
             try:
                 check_image_id(image_id)
             except RequestError as error:
@@ -129,9 +128,11 @@ class LocalStudies:
         is_passed_over = any(parent in self._passed_over for parent in (folder, *folder.parents))
         if is_passed_over or image_id.split("/")[0] in RESERVED_FOLDERS or folder.resolve() != self._root() / at:
             return None
-        for suffix in IMAGE_SUFFIXES:
-            if (folder / f"{name}{suffix}").is_file() and is_inside(folder / f"{name}{suffix}", self.folder):
-                return ImageFile(image_id, f"{image_id}{suffix}", case_of(image_id))
+        # Listed, since a suffix may be spelt in capitals.
+        files = [file for file in os.listdir(folder) if file.startswith(name)] if folder.is_dir() else []
+        for stem, _, file in sorted(_ranked(file) for file in files if suffix_of(Path(file))):
+            if stem == name and (folder / file).is_file() and is_inside(folder / file, self.folder):
+                return ImageFile(image_id, f"{at}/{file}".lstrip("/"), case_of(image_id))
         return None
 
     def file(self, path: str) -> Path:
@@ -210,6 +211,12 @@ def require_images(images: list[ImageFile], location: str) -> None:
         raise StoreError(f"no image series in the PACS at {location} (under MONAI_LABEL_DICOMWEB_SEARCH_FILTER)")
     if not images:
         raise StoreError(f"no images in {location}; samcorrect reads {', '.join(IMAGE_SUFFIXES)}")
+
+
+def _ranked(name: str) -> tuple[str, int, str]:
+    """The id of a file, and what says which of several files of one id is the image: the suffix, then the name."""
+    suffix = suffix_of(Path(name))
+    return name[: -len(suffix)], IMAGE_SUFFIXES.index(suffix), name
 
 
 def _changed_ns(folder: Path) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from sqlalchemy import Row, bindparam, delete, insert, select, update
 from sqlalchemy.orm import Session
 
-from samcorrect.lib.errors import UnknownImageError
+from samcorrect.lib.errors import StoreError, UnknownImageError
 from samcorrect.lib.store.records.base import Records, merge_notes
 from samcorrect.lib.store.records.listing import next_revision
 from samcorrect.lib.store.schema import IMAGE_STATUS_OK, IMAGE_STATUS_QUARANTINED, ImageRow
@@ -30,6 +30,9 @@ class ImageRecords(Records):
             found: Images, some or all of the studies.
             refused: All files that the scan refused, with the reason: they are quarantined, and those that it no longer
                 refuses are forgotten. None where the studies were not scanned: `found` then says nothing of the others.
+
+        Raises:
+            StoreError: The studies were scanned, and none of their images is known while others are there.
         """
         with self.session(writes=True) as session:
             if refused is not None:
@@ -38,6 +41,8 @@ class ImageRecords(Records):
             if refused is None:
                 columns = columns.where(ImageRow.id.in_([image.id for image in found]))
             known = {row.id: row for row in session.execute(columns)}
+            if refused is not None and known.keys().isdisjoint(image.id for image in found):
+                self._require_none(found, [i for i, row in known.items() if row.reason != REASON_GONE])
             new = [image for image in found if image.id not in known]
             _add(session, [(image.id, image.path, image.case, None) for image in new])
             _change(session, [i for i in found if i.id in known and (i.path, i.case) != known[i.id][1:3]])
@@ -48,6 +53,13 @@ class ImageRecords(Records):
                 _set_status(session, gone, REASON_GONE)
                 taken = here | known.keys()
                 _add(session, [(name, name, name, reason) for name, reason in refused if name not in taken])
+
+    def _require_none(self, found: Sequence[ImageFile], others: Sequence[str]) -> None:
+        if found and others:
+            raise StoreError(
+                f"the state folder {self.state_dir} belongs to other studies: it knows {others[0]!r} and not "
+                f"{found[0].id!r}, and they share no image; give these studies a folder of their own with --state DIR"
+            )
 
     def image(self, image_id: str) -> ImageRow:
         """The row of one image. Raises UnknownImageError."""

@@ -1,5 +1,6 @@
 """Label versions and their quality. A version is never changed once written, but for what viewers note about it."""
 
+import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
@@ -112,6 +113,20 @@ class LabelRecords(Records):
         query = select(LabelVersionRow).where(LabelVersionRow.id.in_(first.group_by(LabelVersionRow.image_id)))
         with self.session() as session:
             return list(session.scalars(query.order_by(LabelVersionRow.id)))
+
+    def names_in_finals(self) -> list[tuple[int, list[dict[str, Any]], dict[str, int]]]:
+        """The names that people's labels of today were submitted with, each set of names once.
+
+        Of each the oldest label version that has it, its `label_info` and its `value_to_index`.
+        """
+        is_final = (LabelVersionRow.tag == TAG_FINAL, STANDS)
+        newest = select(func.max(LabelVersionRow.id)).where(*is_final).group_by(LabelVersionRow.image_id)
+        names = [LabelVersionRow.info[key].as_string().label(key) for key in ("label_info", "value_to_index")]
+        finals = select(LabelVersionRow.id, *names).where(LabelVersionRow.id.in_(newest)).subquery()
+        kinds = (finals.c.label_info, finals.c.value_to_index)
+        with self.session() as session:
+            found = session.execute(select(func.min(finals.c.id), *kinds).group_by(*kinds)).tuples()
+            return [(version, json.loads(a), json.loads(b)) for version, a, b in found if a and b]
 
     def latest_labels(self, *, with_rejected: bool = False) -> dict[tuple[str, str], LabelVersionRow]:
         """(image id, tag) to the newest version, for the whole store; of those that are not rejected, or of all."""
