@@ -54,7 +54,7 @@ KEPT = {
 def test_every_route_of_the_host_is_ours_or_stays_for_a_reason():
     hosts = _routes([*host.app.routes, *(route for module in HOST_ROUTERS for route in module.router.routes)])
     ours = _routes([route for router in MENDED for route in router.routes])
-    # Ours is one route for all of /proxy/dicom.
+    # Ours are one route to ask and one to store for all of /proxy/dicom.
     proxied = {(method, path) for method, path in hosts if path.startswith("/proxy/dicom/")}
     assert hosts - ours - proxied == set(KEPT)
     assert ours <= hosts

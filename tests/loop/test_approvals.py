@@ -117,7 +117,7 @@ def test_labels_whose_image_is_gone_or_cannot_be_read_are_left_out(live, own_stu
     np.testing.assert_allclose(right.dice, [0.8])
     assert [len(values) for values in (left.dice, left.scores, left.is_corrected)] == [1, 1, 1]
     version = workspace.store.ledger.latest_label("case2", "final").id
-    told = f"the approved label {version} of image {log_name('case2')} calibrates nothing: LabelError"
+    told = f"the approved label {version} of image {log_name('case2')} calibrates nothing: ImageError"
     assert [record.getMessage() for record in caplog.records] == [told]
 
 

@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 from monailabel.config import settings as host_settings
+from monailabel.endpoints.user.auth import User, get_current_user
 
 from samcorrect.lib.compat.viewer_files import VIEWER_DIR
 from samcorrect.lib.server import other_routes
@@ -74,6 +75,15 @@ def test_paths_of_dicomweb_reach_the_pacs(client, pacs, path, asked):
 def test_other_paths_do_not(client, pacs, path):
     assert client.get(f"/proxy/dicom/{path}").status_code in (400, 404)
     assert pacs == []
+
+
+def test_whoever_may_not_submit_labels_does_not_store_in_the_pacs_either(client, pacs, monkeypatch):
+    monkeypatch.setattr(host_settings, "MONAI_LABEL_AUTH_ENABLE", True)
+    user = User(username="eve", roles=[host_settings.MONAI_LABEL_AUTH_ROLE_USER])
+    monkeypatch.setitem(client.app.dependency_overrides, get_current_user, lambda: user)
+    assert client.get("/proxy/dicom/qido/studies").status_code == 200
+    assert client.post("/proxy/dicom/stow/studies", content=b"").status_code == 403
+    assert pacs == ["/dicom-web/studies"]
 
 
 def test_a_viewer_reads_and_writes_a_pacs_that_wants_a_login_by_the_servers(

@@ -17,7 +17,7 @@ from monailabel.interfaces.utils.app import app_instance
 
 from samcorrect.lib.compat.viewer_files import viewer_file
 from samcorrect.lib.errors import DependencyError, RequestError
-from samcorrect.lib.server.access import Admin, Viewer
+from samcorrect.lib.server.access import Admin, Annotator, Viewer
 from samcorrect.lib.store.dicomweb import CONNECT_TIMEOUT_S, CREDENTIALS, STREAM_TIMEOUT_S
 from samcorrect.lib.store.sources import pacs_login
 
@@ -47,12 +47,24 @@ async def _read_body(request: Request) -> bytes:
 RequestBody = Depends(_read_body)
 
 
-@router.api_route("/proxy/dicom/{path:path}", methods=["GET", "POST"], include_in_schema=False)
-def pass_to_pacs(request: Request, path: str, user: User = Viewer, body: bytes = RequestBody) -> Response:
-    """Hand a viewer's request on to the DICOMweb server that the studies are on, and to no other.
+@router.get("/proxy/dicom/{path:path}", include_in_schema=False)
+def ask_pacs(request: Request, path: str, user: User = Viewer) -> Response:
+    """Hand a viewer's question on to the DICOMweb server that the studies are on, and to no other.
 
     In a thread, as all routes that wait for a PACS: on the event loop every client would wait for it.
     """
+    return _pass_on(request, path)
+
+
+@router.post("/proxy/dicom/{path:path}", include_in_schema=False)
+def store_in_pacs(request: Request, path: str, user: User = Annotator, body: bytes = RequestBody) -> Response:
+    """Hand on what a viewer stores. It is stored under the server's login, so whoever may not submit a label may not
+    store either.
+    """
+    return _pass_on(request, path, body)
+
+
+def _pass_on(request: Request, path: str, body: bytes = b"") -> Response:
     studies = host_settings.MONAI_LABEL_STUDIES
     if not studies.startswith(("http://", "https://")):
         raise RequestError("the studies are a folder on this machine: there is no DICOMweb server to ask")

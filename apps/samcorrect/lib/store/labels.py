@@ -156,10 +156,10 @@ class LabelStore:
             LabelError, ImageError: The image is another one than the label was made on, or is gone.
         """
         self._require_unchanged(row.path, row.content_sha256)
-        self.require_same_image(row)
         label = read_label_map(self.label_path(row))
         grid = self.read_grid(row.image_id) if image is None else image.grid
         label_map = align_label_map(label, grid, name=f"label {row.id} of {row.image_id}")
+        self.require_same_image(row)
         value_to_index = row.info.get("value_to_index")
         return label_map if not value_to_index else renumber(label_map, {int(k): v for k, v in value_to_index.items()})
 
