@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "kill.py"
-N_KILLS, N_IMAGES = 3, 6
+N_KILLS, N_IMAGES = 2, 6
 
 
 @pytest.mark.slow

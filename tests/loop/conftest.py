@@ -51,9 +51,9 @@ def phantom_workspace(phantoms, tmp_path: Path):
 
 
 @pytest.fixture(scope="session")
-def trainings(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the students of all tests that share them: what was trained once is not trained again."""
-    return tmp_path_factory.mktemp("trainings")
+def trainings(made_once) -> Path:
+    """Folder of the students of all tests that share them: what one worker has trained no other trains again."""
+    return made_once("trainings", lambda _: None)
 
 
 @pytest.fixture
