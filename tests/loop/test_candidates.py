@@ -21,7 +21,7 @@ def candidates_of(workspace, image_id: str):
 
 
 def candidate_files(phantoms) -> dict[Path, int]:
-    return {path: path.stat().st_ino for path in (phantoms.cache / "candidates").iterdir()}
+    return {path: path.stat().st_ino for path in (phantoms.cache / "candidates").glob("*")}
 
 
 def test_each_structure_has_its_prompts_and_the_first_is_the_box_as_given(phantom_workspace):
