@@ -51,7 +51,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Callable[..., Path]:
-    """A function that gives a folder which the first worker of a test session fills, and all of them read."""
+    """A function that gives a folder which all workers of a test session share and the first of them fills."""
     root = tmp_path_factory.getbasetemp()
     root = root if worker_id == "master" else root.parent
 

@@ -18,4 +18,4 @@ def test_a_killed_loop_loses_nothing_and_ends_as_an_undisturbed_one(tmp_path):
     assert len(trials) == N_KILLS
     assert [trial.faults for trial in trials] == [[]] * N_KILLS
     assert all(trial.n_submitted > 0 for trial in trials)
-    assert sum(trial.is_killed for trial in trials) >= N_KILLS - 1  # the last may come a moment too late
+    assert all(trial.is_killed for trial in trials)

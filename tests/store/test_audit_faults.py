@@ -1,12 +1,12 @@
 """The audit log under attack, beside writers, and after a kill."""
 
 import json
-import os
-import signal
 import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ledger_rows import NOW
@@ -14,7 +14,7 @@ from sqlalchemy import text
 
 from samcorrect.lib.store.engine import LEDGER_NAME
 from samcorrect.lib.store.ledger import Ledger
-from samcorrect.lib.store.records.audit import MAX_REFUSALS, REFUSALS_WINDOW_S
+from samcorrect.lib.store.records.audit import MAX_REFUSALS, REFUSALS_WINDOW_S, AuditVerdict
 from samcorrect.lib.store.studies import ImageFile
 
 
@@ -81,26 +81,36 @@ while True:
 """
 
 
-def kill_while_it_writes(ledger: Ledger, state: Path) -> None:
-    n_rows = ledger.verify_audit().n_rows
-    process = subprocess.Popen([sys.executable, "-c", WRITER, str(state)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "up\n"
+@contextmanager
+def writing(state: Path) -> Iterator[None]:
+    """A process that writes to the log of a state folder until it is killed at the end."""
+    command = [sys.executable, "-c", WRITER, str(state)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "up\n"
+            yield
+        finally:
+            process.kill()
+
+
+def check_until_it_has(ledger: Ledger, n_rows: int) -> AuditVerdict:
+    """The first verdict on so many rows."""
     deadline = time.monotonic() + 120
-    while ledger.verify_audit().n_rows < n_rows + 10:
+    while (verdict := ledger.verify_audit()).n_rows < n_rows:
         assert time.monotonic() < deadline
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
+    return verdict
 
 
 def test_after_a_kill_the_log_is_whole_and_an_edit_of_the_file_is_found(tmp_path):
     state = tmp_path / "state"
     ledger = Ledger(state)
     ledger.sync_images([ImageFile("a", "a.png", "a")])
-    kill_while_it_writes(ledger, state)
-    kill_while_it_writes(ledger, state)
+    for n_rows in (11, 22):
+        with writing(state):
+            check_until_it_has(ledger, n_rows)
     verdict = ledger.verify_audit()
     assert verdict.is_whole
+    assert verdict.n_rows > 10
     refuse(ledger, now=NOW)
     assert ledger.verify_audit().n_rows == verdict.n_rows + 1
     ledger.close()
@@ -121,16 +131,9 @@ def test_a_log_is_checked_while_others_write_to_it(tmp_path):
     state = tmp_path / "state"
     ledger = Ledger(state)
     ledger.sync_images([ImageFile("a", "a.png", "a")])
-    process = subprocess.Popen([sys.executable, "-c", WRITER, str(state)], stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout.readline() == "up\n"
-        verdicts, deadline = [], time.monotonic() + 120
-        while len(verdicts) < 40 or verdicts[-1].n_rows == verdicts[0].n_rows:
-            verdicts.append(ledger.verify_audit())
-            assert time.monotonic() < deadline
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+    with writing(state):
+        verdicts = [ledger.verify_audit() for _ in range(40)]
+        verdicts.append(check_until_it_has(ledger, verdicts[0].n_rows + 1))
     assert all(verdict.is_whole for verdict in verdicts)
+    assert verdicts[-1].n_rows > verdicts[0].n_rows
     ledger.close()
