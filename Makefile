@@ -10,7 +10,7 @@ DATA ?= ../shared/data
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-fast lint bench clean
+.PHONY: help venv demo test test-long test-fast lint bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,12 +28,17 @@ demo: $(VENV)/.installed ## run the loop on sample-data, then say where the repo
 
 # One thread a process, a fifth less time than with all threads in each; three processes for two cores, since many tests
 # wait for servers and for the disk.
-test: $(VENV)/.installed ## run every test, the slow ones too, on all cores
-	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 SAMCORRECT_THREADS=1 python -m pytest \
-		-n $$(python -c 'import os; print(os.cpu_count() * 3 // 2)') --dist worksteal --durations=25
+PYTEST_ON_ALL_CORES = OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 SAMCORRECT_THREADS=1 python -m pytest \
+	-n $$(python -c 'import os; print(os.cpu_count() * 3 // 2)') --dist worksteal --durations=25
+
+test: $(VENV)/.installed ## run the tests, the slow ones too, on all cores
+	$(PYTEST_ON_ALL_CORES) -m 'not long'
+
+test-long: $(VENV)/.installed ## run what shows at length what those of make test show
+	$(PYTEST_ON_ALL_CORES) -m long
 
 test-fast: $(VENV)/.installed ## run the tests that are not marked slow
-	python -m pytest -m 'not slow'
+	python -m pytest -m 'not slow and not long'
 
 lint: $(VENV)/.installed ## check style, format and import layers
 	ruff check .

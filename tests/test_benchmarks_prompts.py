@@ -68,7 +68,7 @@ def test_a_volume_of_two_slices_is_measured(module, tmp_path, capsys):
     assert "| merged (n = 1) | one box | Dice " in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_encoder_is_timed_against_the_machine_and_its_memory_is_its_own(tmp_path):
     out = tmp_path / "encoder.json"
     few = ["--models", "lite_medsam", "--runtimes", "torch-fp32", "--repeats", "1", "--threads", "1"]

@@ -181,9 +181,9 @@ def test_the_standard_server_serves_a_pacs_too(pacs, host_server, make_series, o
     assert {item.SegmentAlgorithmType for item in seg.SegmentSequence} == {"SEMIAUTOMATIC"}
 
 
-def test_a_pacs_without_a_state_folder_is_refused(pacs, tmp_path):
-    command = [Path(sys.executable).parent / "samcorrect", "serve", "--studies", pacs]
-    refused = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert refused.returncode == 1
-    assert "give --state DIR" in refused.stderr
+def test_a_pacs_without_a_state_folder_is_refused(run, pacs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, said = run("serve", "--studies", pacs)
+    assert code == 1
+    assert "give --state DIR" in said
     assert list(tmp_path.iterdir()) == []

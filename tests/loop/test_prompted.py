@@ -192,8 +192,10 @@ def test_slices_of_the_other_axes_with_oblong_pixels(ball, axis):
     assert dice(mask, one) > 0.75
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("step_mm", "contrast", "seed"), [(1.0, 40, 1), (2.5, -40, 2)])
+@pytest.mark.parametrize(
+    ("step_mm", "contrast", "seed"),
+    [pytest.param(2.5, -40, 2, marks=pytest.mark.slow), pytest.param(1.0, 40, 1, marks=pytest.mark.long)],
+)
 def test_one_box_follows_a_structure_that_runs_obliquely_past_brighter_ones(
     tmp_path, phantoms, step_mm, contrast, seed
 ):

@@ -55,7 +55,7 @@ def test_processes_make_the_labels_of_one_process_though_a_worker_is_killed(fres
     assert len(list((workspace.cache_dir / "candidates").iterdir())) == 10
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_ray_cluster_makes_the_labels_of_one_process(fresh_workspace, serial_labels, ray_address):
     workspace = fresh_workspace(engine="ray", ray_address=ray_address)
     assert pseudo_label_store(workspace) == ALL_TEN
