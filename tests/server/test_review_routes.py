@@ -91,3 +91,31 @@ def test_the_reviewer_of_slicer_sees_who_decided_what(client, version):
 def test_what_cannot_be_reviewed_is_refused(client, version, route, body, status):
     more = {"reject": {"reason": "x"}, "comment": {"text": "x"}, "approve": {}}[route]
     assert client.post(f"/samcorrect/{route}", json=body | more).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("seen", "status", "says"),
+    [
+        (99, 404, "no label version 99"),
+        (10**15, 404, "no label version 1000000000000000"),
+        (10**30, 400, "number"),
+        (-1, 404, "no label version -1"),
+        ("1", 400, "expected_best"),
+        (1.5, 400, "expected_best"),
+    ],
+)
+def test_a_version_that_nobody_can_have_seen_approves_nothing(client, version, seen, status, says):
+    refused = client.post("/samcorrect/approve", json={"image": "a", "user": "ann", "expected_best": seen})
+    assert (refused.status_code, says in refused.text) == (status, True)
+    versions = client.get("/samcorrect/history?image=a").json()["versions"]
+    assert [row["version"] for row in versions] == [version]
+
+
+def test_a_version_of_another_image_is_not_what_was_seen_of_this_one(client, version, samcorrect_app):
+    store = samcorrect_app.workspace.store
+    label_map = np.ones((16, 12, 1), np.uint8)
+    other = store.save_label_map("ward/b", label_map, tag="original", maker="sam:x", affine=LPS_TO_RAS).id
+    given = {"image": "a", "user": "ann", "expected_best": other}
+    refused = client.post("/samcorrect/approve", json=given)
+    assert (refused.status_code, f"version {other} is not of the image 'a'" in refused.text) == (422, True)
+    assert client.post("/samcorrect/approve", json=given | {"expected_best": version}).status_code == 200

@@ -64,11 +64,13 @@ def approve_label(
     """Approve a version, by default the best one, as it is; see `LabelStore.approve_label`.
 
     Raises:
-        RequestError, UnknownImageError, UnknownLabelError, LabelError: As `reject_label`.
+        RequestError, UnknownImageError, UnknownLabelError, LabelError: As `reject_label`, also of `expected_best`.
         ConflictError: The version is rejected and `even_rejected` is not set, or somebody else's final label is newer
             than `expected_best`, the best version that the reviewer saw (by default the version itself).
     """
     label = _reviewed(workspace, image_id, version)
+    if expected_best is not None:
+        version_of(workspace, image_id, expected_best)
     return workspace.store.approve_label(
         label, user=reviewer, comment=comment, expected_best=expected_best, even_rejected=even_rejected
     )
