@@ -24,7 +24,6 @@ from samcorrect.lib.server.routes import ADDED, MENDED
 HOST_ROUTERS = (activelearning, batch_infer, datastore, infer, info, login, logs, model, ohif, proxy, scoring)
 HOST_ROUTERS += (session, train, wsi_infer)
 ASKS = "takes no name and no path"
-CHECKED = "hands an id and a tag to our datastore, which checks them"
 REFUSED = "hands an id to our datastore, which deletes nothing"
 STOPS = "stops a background task; takes no params"
 KEPT = {
@@ -35,8 +34,6 @@ KEPT = {
     ("GET", "/scoring/"): ASKS,
     ("GET", "/batch/infer"): ASKS,
     ("GET", "/datastore/dataset"): "is refused by our datastore",
-    ("GET", "/datastore/image/info"): CHECKED,
-    ("GET", "/datastore/label/info"): CHECKED,
     ("DELETE", "/datastore/image"): REFUSED,
     ("DELETE", "/datastore/"): REFUSED,
     ("DELETE", "/datastore/label"): REFUSED,

@@ -108,6 +108,26 @@ def test_an_image_that_is_fetched_from_the_pacs_holds_up_nobody_else(pacs_client
                 assert nib.Nifti1Image.from_bytes(gzip.decompress(slow.result().content)).shape == (12, 10, 3)
 
 
+@pytest.mark.parametrize("path", ["image/info?image=", "label/info?tag=final&label="])
+def test_an_id_that_the_pacs_is_asked_about_holds_up_nobody_else(pacs_client, pacs_app, series, monkeypatch, path):
+    began, goes_on, find = Event(), Event(), pacs_app.workspace.store.studies.find
+
+    def ask_slowly(image_id):
+        began.set()
+        goes_on.wait(10)
+        return find(image_id)
+
+    with pacs_client, ThreadPoolExecutor(1) as pool:  # one event loop for all requests, as in a server
+        monkeypatch.setattr(pacs_app.workspace.store.studies, "find", ask_slowly)
+        slow = pool.submit(pacs_client.get, f"/datastore/{path}1.2.3")
+        assert began.wait(30)
+        assert pacs_client.get("/datastore/").json()["total"] == 1
+        assert not slow.done()
+        goes_on.set()
+        assert slow.result().status_code == 404
+    assert pacs_client.get(f"/datastore/image/info?image={series}").json() == {}
+
+
 @pytest.mark.parametrize(("algorithm", "prefix"), [("sha256", "SHA256:"), ("sha256", ""), ("md5", "MD5:")])
 def test_a_checksum_is_compared(client, samcorrect_app, algorithm, prefix):
     with open(samcorrect_app.datastore().get_image_uri("a"), "rb") as file:

@@ -72,7 +72,7 @@ class QueueStrategy(Strategy):
         store.rescan()
         if store.ledger.image(image_id).status == IMAGE_STATUS_OK:
             store.ledger.quarantine(image_id, str(error))
-        logger.warning("image %s is quarantined: %s", log_name(image_id), type(error).__name__)
+        logger.warning("image %s is set aside: %s", log_name(image_id), type(error).__name__)
 
 
 class LowestQuality(QueueStrategy):

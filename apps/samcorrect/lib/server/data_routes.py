@@ -97,6 +97,18 @@ def check_label(image: str, tag: str, user: User = Viewer) -> Response:
     return Response()
 
 
+@router.get("/image/info", summary="What clients noted about an image")
+def read_image_info(image: str, user: User = Viewer) -> dict[str, Any]:
+    """The image's info; for an id that is not known yet a PACS is asked."""
+    return app_instance().datastore().get_image_info(image)
+
+
+@router.get("/label/info", summary="What a label holds, and where it comes from")
+def read_label_info(label: str, tag: str, user: User = Viewer) -> dict[str, Any]:
+    """Names of the structures in it, its version and state, what made it, and what viewers noted."""
+    return app_instance().datastore().get_label_info(label, tag)
+
+
 @router.put("/image/info", summary="Note something about an image")
 def update_image_info(image: str, info: JsonText, user: User = Annotator) -> None:
     """Merge an object into the image's info."""
