@@ -5,7 +5,13 @@ import pytest
 import torch
 
 from samcorrect.lib.core.losses import cross_entropy_map
-from samcorrect.lib.core.reweighting import MIN_LABELS_FOR_MIXTURE, below_better_half, huang_weights, posterior_good
+from samcorrect.lib.core.reweighting import (
+    MIN_LABELS_FOR_MIXTURE,
+    below_better_half,
+    favour_approved,
+    huang_weights,
+    posterior_good,
+)
 
 NAN = float("nan")
 BEFORE, AFTER = 0.0, 0.2
@@ -183,3 +189,27 @@ def test_equal_scores_and_too_few_have_nothing_below_their_better_half():
 def test_of_one_normal_population_a_twentieth_is_below_its_better_half():
     logits = np.random.default_rng(0).normal(2, 0.5, 20_000)
     assert below_better_half(1 / (1 + np.exp(-logits))).mean() == pytest.approx(0.054, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "approved", "expected"),
+    [
+        # 2 of people, 6 of others: three times as often.
+        ([1, 1, 1, 1, 1, 1, 1, 1], [0, 1], [3, 3, 1, 1, 1, 1, 1, 1]),
+        # What is little trusted counts as little: 1.5 of others.
+        ([1, 0.5, 1], [0], [1.5, 0.5, 1]),
+        # Ten times is the most.
+        ([1] * 100, [99], [1] * 99 + [10]),
+        # Half of it already.
+        ([1, 1, 1], [0, 1], [1, 1, 1]),
+        ([1, 1], [], [1, 1]),
+        ([1, 0.1], [0, 1], [1, 0.1]),
+        # What a training is not to see stays unseen.
+        ([0, 1, 1, 1], [0, 1], [0, 2, 1, 1]),
+        ([0, 1, 1], [0], [0, 1, 1]),
+    ],
+)
+def test_what_people_approved_is_half_of_what_is_drawn(sampling, approved, expected):
+    is_approved = torch.isin(torch.arange(len(sampling)), torch.tensor(approved))
+    found = favour_approved(torch.tensor(sampling, dtype=torch.float32), is_approved)
+    assert found.tolist() == pytest.approx(expected)

@@ -69,6 +69,23 @@ def test_a_first_student_that_has_learnt_nothing_is_refused(labelled):
 
 
 @pytest.mark.slow
+def test_a_few_exact_labels_are_heard_among_many_that_share_a_fault(labelled, phantoms, true_dice):
+    found = []
+    for modules in ("image_weights,pixel_weights", "pixel_weights"):
+        workspace = labelled(modules, shares_trainings=False, student_steps=100, modules=modules, is_bad=lambda _: True)
+        for image_id in ("case1", "case4"):
+            path = phantoms.labels / f"{image_id}.png"
+            workspace.store.submit_label(image_id, path, tag="final", user="anna")
+        train_student(workspace)
+        student = workspace.student()
+        others = (row.id for row in workspace.store.ledger.images() if row.id not in ("case1", "case4"))
+        found.append([true_dice(i, student.predict(workspace.store.read_image(i).array)) for i in others])
+    favoured, alike = np.array(found)
+    assert (favoured > alike).all()
+    assert favoured.mean() > alike.mean() + 0.05
+
+
+@pytest.mark.slow
 def test_a_student_learns_what_people_approved_and_is_judged_on_what_it_did_not_see(
     labelled, phantoms, tmp_path, monkeypatch
 ):

@@ -1,11 +1,13 @@
 """Which labels and which pixels a training believes, and how much.
 
 The preset samcorrect weighs images by how often a training draws them: by `posterior_good` (a tenth at least), or, for
-peers and correctors, by the share of their structures that are trusted. It weighs pixels by 0 or 1: those around a
-structure that is not trusted (its label, what its peers see instead, and a margin) and those of a corrected structure
-where its judge says otherwise are ignored. No weight in between: labels and students that learnt from their like err
-together, so entropy and agreement are no measure of how wrong a pixel is once they agree. huang2023 has a rule of its
-own. `core.losses` multiplies the unreduced loss with the weights of pixels and divides by their sum.
+peers and correctors, by the share of their structures that are trusted. The student draws what people approved more
+often than that: a few exact labels among many that share the faults of one SAM would else hardly be heard. Pixels weigh
+0 or 1: those around a structure that is not trusted (its label, what its peers see instead, and a margin) and those of
+a corrected structure where its judge says otherwise are ignored. No weight in between: labels and students that learnt
+from their like err together, so entropy and agreement are no measure of how wrong a pixel is once they agree.
+huang2023 has a rule of its own. `core.losses` multiplies the unreduced loss with the weights of pixels and divides by
+their sum.
 """
 
 import numpy as np
@@ -20,6 +22,10 @@ from samcorrect.lib.core.quality import robust_z
 HUANG_SAMPLE_SHARE = 0.10
 HUANG_PIXEL_QUANTILE = 0.98
 HUANG_WARMUP_SHARE = 0.2
+# Yu et al. (MICCAI 2019), as most who learn a few labelled images beside many others: half of each batch is labelled.
+APPROVED_SHARE = 0.5
+# So that a training does not consist of one image that somebody approved.
+MAX_APPROVED_FACTOR = 10.0
 # Mixture components closer than this (in units of their pooled deviation) are one population.
 MIN_SEPARATION = 1.5
 MIN_LABELS_FOR_MIXTURE = 8
@@ -94,6 +100,24 @@ def below_better_half(scores: np.ndarray) -> np.ndarray:
     logits = np.where(defined, _logits(np.where(defined, scores, 0.5)), np.nan)
     better = np.sort(logits[defined])[defined.sum() // 2 :]
     return np.where(defined, logits, np.inf) < better.mean() - BETTER_HALF_DEVIATIONS * better.std()
+
+
+def favour_approved(sampling: torch.Tensor, is_approved: torch.Tensor) -> torch.Tensor:
+    """How often a training draws each slice where people approved the labels of some.
+
+    Args:
+        sampling: (M,) how often it draws them otherwise, not negative.
+        is_approved: (M,) bool.
+
+    Returns:
+        (M,) with what is approved multiplied by one factor, so that it is half of what is drawn; by at most
+        MAX_APPROVED_FACTOR, and by 1 where it is half of it already or there is nothing else.
+    """
+    of_people, others = float(sampling[is_approved].sum()), float(sampling[~is_approved].sum())
+    if of_people <= 0 or others <= 0:
+        return sampling
+    wanted = APPROVED_SHARE / (1 - APPROVED_SHARE) * others / of_people
+    return torch.where(is_approved, sampling * min(max(wanted, 1.0), MAX_APPROVED_FACTOR), sampling)
 
 
 def huang_weights(logits: torch.Tensor, targets: torch.Tensor, *, progress: float) -> torch.Tensor:

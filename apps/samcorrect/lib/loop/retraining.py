@@ -67,7 +67,7 @@ def retrain(
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Train on those labels of a cohort that the setting `train_on` admits and the gate does not hold out, weighted by
-    the posterior of being good, and let the gate decide.
+    the posterior of being good, those that people approved above all, and let the gate decide.
 
     Args:
         workspace: With a protocol.
@@ -102,6 +102,7 @@ def retrain(
         seed=seed + 10 * SEED_STRIDE,
         steps=workspace.settings.student_steps,
         sampling=sampling,
+        favours_approved=True,
         weights=weights,
         start=_start(workspace, cohort, run_id, round_number),
         progress=progress,

@@ -12,6 +12,7 @@ from monai.networks.nets import UNet
 from scipy.ndimage import binary_dilation
 
 from samcorrect.lib.core.pieces import come_in_one_piece, is_one_piece
+from samcorrect.lib.core.reweighting import favour_approved
 from samcorrect.lib.errors import LabelError
 from samcorrect.lib.loop.cohort import Cohort, standing
 from samcorrect.lib.loop.trainings import (
@@ -88,6 +89,7 @@ def train_on(
     seed: int,
     steps: int | None = None,
     sampling: np.ndarray | None = None,
+    favours_approved: bool = False,
     weights: torch.Tensor | None = None,
     dropout: float = 0.0,
     weigh_batch: WeighBatch | None = None,
@@ -104,6 +106,7 @@ def train_on(
         seed: Of the training.
         steps: Of the optimiser; by default as many as a judge takes.
         sampling: (n,) how often each image of the cohort is drawn; 1 by default, and without the module image_weights.
+        favours_approved: Draws what people approved more often, see `favour_approved`; needs that module too.
         weights: (N, side, side) pixel weights of any type; 1 by default, and without the module pixel_weights.
         dropout: Of the network.
         weigh_batch: Weights from each batch's logits.
@@ -122,7 +125,8 @@ def train_on(
         raise LabelError(f"every label that the {name} would learn from was rejected; make new labels, then run again")
     sampling = sampling if settings.has_module("image_weights") else None
     weights = weights if settings.has_module("pixel_weights") else None
-    data = _training_data(cohort, numbers, sampling, weights)
+    favours_approved = favours_approved and settings.has_module("image_weights")
+    data = _training_data(cohort, numbers, sampling, weights, favours_approved=favours_approved)
     if settings.student_early_stop:
         data = _hold_out(cohort, numbers, data, seed=seed)
     pieces = _in_one_piece(cohort, numbers) if settings.has_module("largest_piece") else ()
@@ -131,9 +135,7 @@ def train_on(
     digest = training_digest(workspace, config, data, **rules)[:32]
     relative = Path(MODELS_NAME) / f"{digest}.pt"
     path = workspace.store.state_dir / relative
-    kept = load_kept(path)
-    if kept is None:
-        kept = _train(workspace, config, data, path, name=name, progress=progress, **rules)
+    kept = load_kept(path) or _train(workspace, config, data, path, name=name, progress=progress, **rules)
     progress(name, steps, steps)
     student, curve = kept
     return Trained(student, relative.as_posix(), curve)
@@ -202,14 +204,18 @@ def _training_data(
     numbers: np.ndarray,
     sampling: np.ndarray | None,
     weights: torch.Tensor | None,
+    *,
+    favours_approved: bool = False,
 ) -> TrainingData:
     slices = cohort.subset(numbers)
-    drawn = np.ones(len(cohort)) if sampling is None else sampling
+    drawn = cohort.of_slices(np.ones(len(cohort)) if sampling is None else sampling)[slices]
+    if favours_approved:
+        drawn = favour_approved(drawn, cohort.of_slices(cohort.is_approved)[slices] > 0)
     return TrainingData(
         frames=cohort.frames,
         targets=cohort.targets,
         weights=weights,
-        sampling=cohort.of_slices(drawn)[slices],
+        sampling=drawn,
         lengths=cohort.lengths(numbers),
         slices=slices,
     )
