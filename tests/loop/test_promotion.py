@@ -26,6 +26,8 @@ from samcorrect.lib.store.volumes import LPS_TO_RAS, write_label_map
 
 SHAPE = (16, 12, 1)
 NAN = float("nan")
+# Of an approved label: nobody learnt it.
+NOBODY = np.zeros(0, np.int64)
 
 
 def is_drawn(case: str) -> bool:
@@ -98,9 +100,9 @@ def student_that_says(workspace, channel: int, strength: float = 10.0) -> Traine
 def decide_now(workspace, trained: Trained, trusted: bool | None = True):
     """A decision where every structure of every label is trusted, or none, or where nothing is scored."""
     cohort = cohort_of(workspace)
-    hold_out_cases(workspace, cohort)
+    learnt = np.flatnonzero(~hold_out_cases(workspace, cohort))
     table = None if trusted is None else np.full((len(cohort), 2), trusted)
-    return decide(workspace, trained, open_gate(workspace, cohort, table))
+    return decide(workspace, trained, open_gate(workspace, cohort, table, learnt))
 
 
 def test_every_second_case_of_the_audit_share_is_held_out_and_stays_so(open_store, tmp_path):
@@ -210,28 +212,28 @@ def test_the_trusted_labels_of_the_first_decision_are_frozen(open_store):
     workspace = open_store("a", "b", "c")
     cohort = cohort_of(workspace)
     trusted = np.array([[True, True], [True, False], [False, False]])
-    first = open_gate(workspace, cohort, trusted)
+    first = open_gate(workspace, cohort, trusted, NOBODY)
     assert [(label.image_id, indices) for label, indices in first.labels] == [("a", (3, 7)), ("b", (7,))]
     save(workspace, "a", 3, tag="corrected")
-    later = open_gate(workspace, cohort_of(workspace), np.ones((3, 2), dtype=bool))
+    later = open_gate(workspace, cohort_of(workspace), np.ones((3, 2), dtype=bool), NOBODY)
     assert [(label.id, indices) for label, indices in later.labels] == [(row.id, of) for row, of in first.labels]
     # Still 7 all over: Dice 1 for 7 of a and b; 3 is in neither label nor prediction.
     assert gate_dice(workspace, later, [student_that_says(workspace, 1).student]) == [1.0]
     workspace.store.ledger.reject("a", first.labels[0][0].id, reviewer="ben", reason="wrong")
-    assert [label.image_id for label, _ in open_gate(workspace, cohort, trusted).labels] == ["b"]
+    assert [label.image_id for label, _ in open_gate(workspace, cohort, trusted, NOBODY).labels] == ["b"]
 
 
 def test_a_label_that_students_changed_is_never_what_they_are_judged_by(open_store):
     workspace = open_store("a", "b")
     save(workspace, "a", 3, tag="corrected")
-    gate = open_gate(workspace, cohort_of(workspace), np.ones((2, 2), dtype=bool))
+    gate = open_gate(workspace, cohort_of(workspace), np.ones((2, 2), dtype=bool), NOBODY)
     assert [label.image_id for label, _ in gate.labels] == ["b"]
 
 
 def test_an_image_that_is_gone_is_left_out(open_store, tmp_path):
     workspace = open_store("a", "b")
     save(workspace, "b", 3)
-    gate = open_gate(workspace, cohort_of(workspace), np.ones((2, 2), dtype=bool))
+    gate = open_gate(workspace, cohort_of(workspace), np.ones((2, 2), dtype=bool), NOBODY)
     (tmp_path / "studies" / "b.png").write_bytes(b"no picture")
     assert gate_dice(workspace, gate, [student_that_says(workspace, 1).student]) == [1.0]
     assert [image_id for image_id, _ in workspace.store.ledger.quarantined()] == ["b"]
@@ -240,7 +242,7 @@ def test_an_image_that_is_gone_is_left_out(open_store, tmp_path):
 def test_an_image_that_is_another_one_by_now_is_left_out_and_keeps_its_place(open_store, tmp_path):
     workspace = open_store("a", "b")
     save(workspace, "b", 3)
-    gate = open_gate(workspace, cohort_of(workspace), np.ones((2, 2), dtype=bool))
+    gate = open_gate(workspace, cohort_of(workspace), np.ones((2, 2), dtype=bool), NOBODY)
     images = tmp_path / "studies"
     (images / "b.png").write_bytes((images / "a.png").read_bytes())
     assert gate_dice(workspace, gate, [student_that_says(workspace, 1).student]) == [1.0]
@@ -264,6 +266,28 @@ def test_a_worse_candidate_is_refused_and_keeps_its_figures(open_store):
     assert {"digest": row.digest, **row.metrics} == json.loads(json.dumps(worse))
     assert "Dice 0.0000 on 2 trusted machine labels (provisional), 1.0000 before" in row.metrics["reason"]
     assert workspace.store.ledger.promoted_model().digest == good["digest"]
+
+
+def test_who_learnt_what_people_corrected_is_not_judged_by_what_they_corrected(open_store):
+    workspace = open_store("a", "b", "c")
+    assert decide_now(workspace, student_that_says(workspace, 1))["status"] == "promoted"
+    submit(workspace, "a", 3, WHY_WORST)
+    deaf = decide_now(workspace, student_that_says(workspace, 1, 11.0))
+    assert (deaf["status"], deaf["dice"], deaf["n_approved_learnt"]) == ("refused", 0.0, 1)
+    told = decide_now(workspace, student_that_says(workspace, 2))
+    assert (told["status"], told["is_provisional"], told["dice"], told["dice_before"]) == ("promoted", True, 1.0, 0.0)
+    assert told["reason"] == "Dice 1.0000 on 1 approved labels that it learnt (provisional), 0.0000 before"
+    # Who learnt no more of people is judged by the machine's labels again, of b and c: a's was replaced.
+    again = decide_now(workspace, student_that_says(workspace, 2, 12.0))
+    assert (again["status"], again["n_labels"], again["dice"], again["dice_before"]) == ("refused", 2, 0.0, 0.0)
+
+
+def test_without_what_the_gate_holds_out_a_candidate_learnt_nothing_of_people(open_store):
+    workspace = open_store(DRAWN[0], "a", "b")
+    assert decide_now(workspace, student_that_says(workspace, 1))["status"] == "promoted"
+    submit(workspace, DRAWN[0], 3)
+    told = decide_now(workspace, student_that_says(workspace, 2))
+    assert (told["status"], told["n_approved_learnt"], told["n_labels"]) == ("refused", 0, 2)
 
 
 @pytest.mark.parametrize(("channel", "strength"), [(0, 10.0), (1, NAN)], ids=["all background", "weights are nan"])

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
 from samcorrect.lib.core.selection import WHY_AUDIT
-from samcorrect.lib.loop import promotion
+from samcorrect.lib.loop import promotion, students
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
 from samcorrect.lib.loop.retraining import train_student
 from samcorrect.lib.loop.scoring import score_cohort
@@ -73,16 +74,51 @@ def test_a_few_exact_labels_are_heard_among_many_that_share_a_fault(labelled, ph
     found = []
     for modules in ("image_weights,pixel_weights", "pixel_weights"):
         workspace = labelled(modules, shares_trainings=False, student_steps=100, modules=modules, is_bad=lambda _: True)
+        assert train_student(workspace)["status"] == "promoted"
         for image_id in ("case1", "case4"):
             path = phantoms.labels / f"{image_id}.png"
             workspace.store.submit_label(image_id, path, tag="final", user="anna")
-        train_student(workspace)
+        told = train_student(workspace)
+        assert (told["status"], told["n_labels"], told["is_provisional"]) == ("promoted", 2, True)
         student = workspace.student()
         others = (row.id for row in workspace.store.ledger.images() if row.id not in ("case1", "case4"))
         found.append([true_dice(i, student.predict(workspace.store.read_image(i).array)) for i in others])
     favoured, alike = np.array(found)
     assert (favoured > alike).all()
     assert favoured.mean() > alike.mean() + 0.05
+
+
+def test_only_the_preset_samcorrect_favours_what_people_approved(labelled, phantoms):
+    workspace = labelled(shares_trainings=False, student_steps=1)
+    workspace.store.submit_label("case1", phantoms.labels / "case1.png", tag="final", user="anna")
+    for preset, is_favoured in (("samcorrect", True), ("huang2023", False)):
+        of_preset = workspace.with_settings(preset=preset)
+        without = of_preset.with_settings(modules=of_preset.settings.modules.replace("image_weights,", ""))
+        told = [train_student(one)["digest"] for one in (of_preset, without)]
+        assert (told[0] != told[1]) == is_favoured
+
+
+def test_what_people_approved_is_half_of_what_is_not_held_out(labelled, phantoms, monkeypatch):
+    found, digest_of = [], students.training_digest
+
+    def digest_seen(workspace, config, data, **rules):
+        found.append(data)
+        return digest_of(workspace, config, data, **rules)
+
+    monkeypatch.setattr(students, "training_digest", digest_seen)
+    workspace = labelled(shares_trainings=False, student_steps=1, student_early_stop=True, is_bad=lambda _: False)
+    approved = ["case1", "case4", "case5"]
+    for image_id in approved:
+        workspace.store.submit_label(image_id, phantoms.labels / f"{image_id}.png", tag="final", user="anna")
+    ids = [row.id for row in workspace.store.ledger.images()]
+    for seed in range(12):
+        train_student(workspace.with_settings(seed=seed))
+        data = found[-1]
+        drawn = data.sampling * ~data.held_out
+        of_people = drawn[torch.tensor([image_id in approved for image_id in ids])].sum() / drawn.sum()
+        assert of_people == pytest.approx(0.5, abs=1e-4)
+    n_held_out = [int(data.held_out[torch.tensor([i in approved for i in ids])].sum()) for data in found]
+    assert {0, 1} <= set(n_held_out)
 
 
 @pytest.mark.slow

@@ -99,8 +99,9 @@ class Settings(BaseModel):
         ",".join(MODULES),
         description="parts of the preset samcorrect at work: search (of prompts; without it, the box as given), "
         "ask_again (SAM, with the boxes that students see), correct (labels), image_weights (trainings draw doubtful "
-        "labels less often), pixel_weights (they ignore pixels around doubtful structures), largest_piece (students "
-        "give up stray pieces of a structure whose labels are in one piece)",
+        "labels less often, and the student what people approved more often), pixel_weights (they ignore pixels around "
+        "doubtful structures), largest_piece (students give up stray pieces of a structure whose labels are in one "
+        "piece)",
     )
     huang_noise_rate: float = Field(
         0.75, ge=0, le=1, description="share of the labels that the preset huang2023 takes for noisy"

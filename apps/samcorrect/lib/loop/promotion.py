@@ -7,7 +7,9 @@ is worth most as a teacher, the gate needs ten, and about twenty approvals of th
 which trains nothing, uses all of them.
 
 Before there are ten it judges by labels that were trusted before the first correction, frozen in the ledger, and what
-it promotes is provisional: the first decision by approved labels looks at it again.
+it promotes is provisional: the first decision by approved labels looks at it again. Such labels of a machine cannot say
+whether it is right to listen to people, who were asked because the machine errs: a candidate that learnt labels of
+people which the student in use had not is judged by these, so that only one that did not learn them is refused.
 """
 
 import hashlib
@@ -15,6 +17,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -48,8 +51,11 @@ MIN_GATE_DICE = 0.1
 ON_APPROVED = "approved labels held out of training"
 ON_TRUSTED = "trusted machine labels (provisional)"
 ON_UNSCORED = "labels that are not scored (provisional)"
+ON_LEARNT = "approved labels that it learnt (provisional)"
 # What a decision leaves in the metrics of its model.
 DECISION = ("status", "dice", "dice_before", "n_labels", "is_provisional", "reason")
+# In the metrics of a model: how many approved labels it learnt.
+N_LEARNT = "n_approved_learnt"
 
 
 @dataclass(frozen=True)
@@ -59,12 +65,14 @@ class Gate:
     Attributes:
         labels: Label versions, and the structures of each that count.
         on: What they are, in words.
-        is_provisional: They are a machine's.
+        is_provisional: They are a machine's, or the candidate learnt them.
+        n_learnt: How many approved labels the candidate learnt.
     """
 
     labels: list[tuple[LabelVersionRow, tuple[int, ...]]]
     on: str
     is_provisional: bool
+    n_learnt: int = 0
 
 
 def hold_out_cases(workspace: Workspace, cohort: Cohort) -> np.ndarray:
@@ -87,28 +95,35 @@ def hold_out_cases(workspace: Workspace, cohort: Cohort) -> np.ndarray:
     return np.array([row.id in held_out for row in cohort.images], dtype=bool)
 
 
-def open_gate(workspace: Workspace, cohort: Cohort, trusted: np.ndarray | None) -> Gate:
-    """What to judge by now: approved labels held out, else those frozen as trusted, which are frozen here at first.
+def open_gate(workspace: Workspace, cohort: Cohort, trusted: np.ndarray | None, learnt: np.ndarray) -> Gate:
+    """What to judge by now: approved labels held out, else those that the candidate learnt beyond the student in use,
+    else those frozen as trusted, which are frozen here at first.
 
     Args:
         workspace: With a protocol.
         cohort: Images with a label.
+        learnt: Numbers of the images that the candidate learnt.
         trusted: (n, K) bool, structures of the cohort's labels that are trusted; None where none is scored. Corrected
             labels never count: they were made to agree with students.
     """
+    stands = standing(workspace, cohort)
+    taught = stands & cohort.is_approved & np.isin(np.arange(len(cohort)), learnt)
+    gate = partial(Gate, n_learnt=int(taught.sum()))
     approved = _approved_labels(workspace)
     if len(approved) >= MIN_APPROVED_FOR_GATE:
         indices = workspace.require_protocol().indices
-        return Gate([(label, indices) for label in approved], ON_APPROVED, is_provisional=False)
-    stands = standing(workspace, cohort)[:, None]
-    if trusted is None:
-        frozen = _frozen_labels(workspace)
-        every = _usable_labels(cohort, np.repeat(stands, cohort.n_structures, 1))
-        return Gate(frozen or every, ON_TRUSTED if frozen else ON_UNSCORED, is_provisional=True)
-    chosen = _usable_labels(cohort, trusted & stands)
-    pairs = [(label.id, index) for label, indices in chosen for index in indices]
-    workspace.store.ledger.freeze_gate(workspace.require_protocol().digest, pairs)
-    return Gate(_frozen_labels(workspace) or chosen, ON_TRUSTED, is_provisional=True)
+        return gate([(label, indices) for label in approved], ON_APPROVED, is_provisional=False)
+    every = np.repeat(stands[:, None], cohort.n_structures, 1)
+    chosen = _usable_labels(cohort, every if trusted is None else trusted & every)
+    if trusted is not None:
+        pairs = [(label.id, index) for label, indices in chosen for index in indices]
+        workspace.store.ledger.freeze_gate(workspace.require_protocol().digest, pairs)
+    in_use = workspace.store.ledger.promoted_model()
+    if in_use is not None and taught.sum() > in_use.metrics.get(N_LEARNT, 0):
+        return gate(_usable_labels(cohort, every & taught[:, None]), ON_LEARNT, is_provisional=True)
+    frozen = _frozen_labels(workspace)
+    on = ON_UNSCORED if trusted is None and not frozen else ON_TRUSTED
+    return gate(frozen or chosen, on, is_provisional=True)
 
 
 def decide(
@@ -146,6 +161,7 @@ def decide(
         "dice": rounded(candidate),
         "dice_before": None if before is None else rounded(before),
         "n_labels": len(gate.labels),
+        N_LEARNT: gate.n_learnt,
         "is_provisional": gate.is_provisional,
         "reason": _reason(gate, candidate, before)
         + (f"; {left_by} went back from this student" if left_by else "")
@@ -233,14 +249,16 @@ def _approved_labels(workspace: Workspace) -> list[LabelVersionRow]:
 
 
 def _frozen_labels(workspace: Workspace) -> list[tuple[LabelVersionRow, tuple[int, ...]]]:
-    """What is frozen for the protocol, without what was rejected since and images that cannot be used now."""
+    """What is frozen for the protocol, without what people rejected or replaced since and lost images."""
     ledger = workspace.store.ledger
     indices: dict[int, list[int]] = {}
     for version, index in ledger.gate_labels(workspace.require_protocol().digest):
         indices.setdefault(version, []).append(index)
     usable = set(ledger.image_ids())
     found = [(ledger.label_version(version), tuple(of)) for version, of in indices.items()]
-    return [(label, of) for label, of in found if not label.is_rejected and label.image_id in usable]
+    found = [(label, of) for label, of in found if not label.is_rejected and label.image_id in usable]
+    finals = {label.image_id: ledger.latest_label(label.image_id, TAG_FINAL) or label for label, _ in found}
+    return [(label, of) for label, of in found if finals[label.image_id].id == label.id]
 
 
 def _usable_labels(cohort: Cohort, is_usable: np.ndarray) -> list[tuple[LabelVersionRow, tuple[int, ...]]]:

@@ -67,7 +67,8 @@ def retrain(
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Train on those labels of a cohort that the setting `train_on` admits and the gate does not hold out, weighted by
-    the posterior of being good, those that people approved above all, and let the gate decide.
+    the posterior of being good, those that people approved above all (not by the preset huang2023), and let the gate
+    decide.
 
     Args:
         workspace: With a protocol.
@@ -102,12 +103,12 @@ def retrain(
         seed=seed + 10 * SEED_STRIDE,
         steps=workspace.settings.student_steps,
         sampling=sampling,
-        favours_approved=True,
+        favours_approved=workspace.settings.preset == "samcorrect",
         weights=weights,
         start=_start(workspace, cohort, run_id, round_number),
         progress=progress,
     )
-    gate = open_gate(workspace, cohort, trusted)
+    gate = open_gate(workspace, cohort, trusted, learnt)
     return decide(workspace, trained, gate, round_number=round_number, run_id=run_id)
 
 

@@ -125,10 +125,11 @@ def train_on(
         raise LabelError(f"every label that the {name} would learn from was rejected; make new labels, then run again")
     sampling = sampling if settings.has_module("image_weights") else None
     weights = weights if settings.has_module("pixel_weights") else None
-    favours_approved = favours_approved and settings.has_module("image_weights")
-    data = _training_data(cohort, numbers, sampling, weights, favours_approved=favours_approved)
+    data = _training_data(cohort, numbers, sampling, weights)
     if settings.student_early_stop:
         data = _hold_out(cohort, numbers, data, seed=seed)
+    if favours_approved and settings.has_module("image_weights"):
+        data = _favour_approved(cohort, data)
     pieces = _in_one_piece(cohort, numbers) if settings.has_module("largest_piece") else ()
     config = replace(cohort.config, dropout=dropout, in_one_piece=pieces)
     rules = {"steps": steps, "seed": seed, "weigh_batch": weigh_batch, "start": start}
@@ -200,17 +201,10 @@ def _in_one_piece(cohort: Cohort, numbers: np.ndarray) -> tuple[bool, ...]:
 
 
 def _training_data(
-    cohort: Cohort,
-    numbers: np.ndarray,
-    sampling: np.ndarray | None,
-    weights: torch.Tensor | None,
-    *,
-    favours_approved: bool = False,
+    cohort: Cohort, numbers: np.ndarray, sampling: np.ndarray | None, weights: torch.Tensor | None
 ) -> TrainingData:
     slices = cohort.subset(numbers)
     drawn = cohort.of_slices(np.ones(len(cohort)) if sampling is None else sampling)[slices]
-    if favours_approved:
-        drawn = favour_approved(drawn, cohort.of_slices(cohort.is_approved)[slices] > 0)
     return TrainingData(
         frames=cohort.frames,
         targets=cohort.targets,
@@ -233,6 +227,15 @@ def _hold_out(cohort: Cohort, numbers: np.ndarray, data: TrainingData, *, seed: 
     chosen = {trusted[number] for number in order[: max(1, round(HELD_OUT_SHARE * len(trusted)))]}
     is_held_out = torch.tensor([case in chosen for case in cases])
     return replace(data, held_out=is_held_out.repeat_interleave(lengths))
+
+
+def _favour_approved(cohort: Cohort, data: TrainingData) -> TrainingData:
+    """The data with what people approved drawn more often, where it is not held out."""
+    is_taught = torch.ones_like(data.sampling, dtype=torch.bool) if data.held_out is None else ~data.held_out
+    is_approved = cohort.of_slices(cohort.is_approved)[data.slices] > 0
+    sampling = data.sampling.clone()
+    sampling[is_taught] = favour_approved(sampling[is_taught], is_approved[is_taught])
+    return replace(data, sampling=sampling)
 
 
 def split_cases(case_ids: Sequence[str], *, seed: int) -> list[np.ndarray]:
