@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from dicomweb_client import DICOMwebClient
 
-from samcorrect.lib.store.volumes import LPS_TO_RAS
+from samcorrect.lib.store.volumes import LPS_TO_RAS, write_label_map
 
 
 @pytest.fixture
@@ -119,3 +119,26 @@ def test_a_version_of_another_image_is_not_what_was_seen_of_this_one(client, ver
     refused = client.post("/samcorrect/approve", json=given)
     assert (refused.status_code, f"version {other} is not of the image 'a'" in refused.text) == (422, True)
     assert client.post("/samcorrect/approve", json=given | {"expected_best": version}).status_code == 200
+
+
+def test_what_is_approved_without_a_version_is_what_was_seen(client, version, samcorrect_app):
+    store = samcorrect_app.workspace.store
+    label_map = np.full((16, 12, 1), 7, np.uint8)
+    newer = store.save_label_map("a", label_map, tag="corrected", maker="student:x", affine=LPS_TO_RAS)
+    told = client.post("/samcorrect/approve", json={"image": "a", "user": "ann", "expected_best": version}).json()
+    final = store.ledger.label_version(told["version"])
+    assert (final.tag, final.parent_id) == ("final", version)
+    assert final.content_sha256 != newer.content_sha256
+
+
+def test_a_version_that_can_be_no_best_one_is_not_what_was_seen(client, version, samcorrect_app, tmp_path):
+    store = samcorrect_app.workspace.store
+    path = tmp_path / "draft.nii.gz"
+    for tag, user, index in (("final", "bob", 3), ("draft", "ann", 7)):
+        write_label_map(path, np.full((16, 12, 1), index, np.uint8), LPS_TO_RAS)
+        newest = store.submit_label("a", path, tag=tag, user=user)
+    given = {"image": "a", "user": "ann", "version": version, "expected_best": newest.id}
+    refused = client.post("/samcorrect/approve", json=given)
+    assert (refused.status_code, "the tag 'draft'" in refused.text) == (400, True)
+    assert store.ledger.best_label("a").tag == "final"
+    assert client.post("/samcorrect/approve", json=given | {"expected_best": version}).status_code == 409

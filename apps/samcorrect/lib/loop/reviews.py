@@ -1,9 +1,9 @@
 """What people decide about labels, by image id and version number, and the state that an image is in."""
 
-from samcorrect.lib.errors import UnknownLabelError
+from samcorrect.lib.errors import RequestError, UnknownLabelError
 from samcorrect.lib.loop.versions import version_of
 from samcorrect.lib.loop.workspace import Workspace
-from samcorrect.lib.store.schema import LabelVersionRow
+from samcorrect.lib.store.schema import TAGS, LabelVersionRow
 
 # Of a reason in the queue's reply; the whole of it is in the label's info.
 MAX_WHY = 160
@@ -61,16 +61,21 @@ def approve_label(
     expected_best: int | None = None,
     even_rejected: bool = False,
 ) -> LabelVersionRow:
-    """Approve a version, by default the best one, as it is; see `LabelStore.approve_label`.
+    """Approve a version, by default `expected_best`, without that the best one, as it is; see
+    `LabelStore.approve_label`.
 
     Raises:
-        RequestError, UnknownImageError, UnknownLabelError, LabelError: As `reject_label`, also of `expected_best`.
+        RequestError: As `reject_label`, or `expected_best` has a tag of a viewer's own and can be no image's best.
+        UnknownImageError, UnknownLabelError, LabelError: As `reject_label`, also of `expected_best`.
         ConflictError: The version is rejected and `even_rejected` is not set, or somebody else's final label is newer
             than `expected_best`, the best version that the reviewer saw (by default the version itself).
     """
-    label = _reviewed(workspace, image_id, version)
-    if expected_best is not None:
-        version_of(workspace, image_id, expected_best)
+    label = _reviewed(workspace, image_id, expected_best if version is None else version)
+    if expected_best is not None and (seen := version_of(workspace, image_id, expected_best)).tag not in TAGS:
+        raise RequestError(
+            f"version {expected_best} has the tag {seen.tag!r:.80}, so it is never an image's best label; give as "
+            "expected_best the version that the history shows as best"
+        )
     return workspace.store.approve_label(
         label, user=reviewer, comment=comment, expected_best=expected_best, even_rejected=even_rejected
     )

@@ -23,7 +23,9 @@ class ReviewBody(Body):
 
 
 class ApproveBody(ReviewBody):
-    """`expected_best` is the best version that the sender saw, by default the one that is approved."""
+    """`expected_best` is the best version that the sender saw, by default the one that is approved; it is what they
+    approve without a `version`.
+    """
 
     comment: str = ""
     expected_best: int | None = None
