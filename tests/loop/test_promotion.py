@@ -282,6 +282,29 @@ def test_who_learnt_what_people_corrected_is_not_judged_by_what_they_corrected(o
     assert (again["status"], again["n_labels"], again["dice"], again["dice_before"]) == ("refused", 2, 0.0, 0.0)
 
 
+def test_what_people_submit_while_a_run_is_at_work_does_not_change_what_it_is_judged_by(open_store):
+    workspace = open_store("a", "b")
+    cohort, trusted = cohort_of(workspace), np.ones((2, 2), dtype=bool)
+    before = open_gate(workspace, cohort, trusted, NOBODY)
+    submit(workspace, "a", 3)
+    found = [
+        [label.image_id for label, _ in gate.labels]
+        for gate in (before, *(open_gate(workspace, of, trusted, NOBODY) for of in (cohort, cohort_of(workspace))))
+    ]
+    assert found == [["a", "b"], ["a", "b"], ["b"]]
+
+
+def test_a_round_that_was_killed_after_its_decision_tells_it_again(open_store):
+    workspace = open_store("a", "b")
+    run, _ = workspace.store.ledger.open_run("digest", {}, {})
+    submit(workspace, "a", 7, WHY_WORST)
+    candidate, cohort = student_that_says(workspace, 1), cohort_of(workspace)
+    gate = open_gate(workspace, cohort, np.ones((2, 2), dtype=bool), np.arange(2))
+    first, again = (decide(workspace, candidate, gate, round_number=1, run_id=run.id) for _ in range(2))
+    assert (first["status"], first["n_approved_learnt"]) == ("promoted", 1)
+    assert again == first
+
+
 def test_without_what_the_gate_holds_out_a_candidate_learnt_nothing_of_people(open_store):
     workspace = open_store(DRAWN[0], "a", "b")
     assert decide_now(workspace, student_that_says(workspace, 1))["status"] == "promoted"

@@ -52,10 +52,10 @@ ON_APPROVED = "approved labels held out of training"
 ON_TRUSTED = "trusted machine labels (provisional)"
 ON_UNSCORED = "labels that are not scored (provisional)"
 ON_LEARNT = "approved labels that it learnt (provisional)"
-# What a decision leaves in the metrics of its model.
-DECISION = ("status", "dice", "dice_before", "n_labels", "is_provisional", "reason")
 # In the metrics of a model: how many approved labels it learnt.
 N_LEARNT = "n_approved_learnt"
+# What a decision leaves in the metrics of its model; those of earlier releases lack the number learnt.
+DECISION = ("status", "dice", "dice_before", "n_labels", N_LEARNT, "is_provisional", "reason")
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,9 @@ def open_gate(workspace: Workspace, cohort: Cohort, trusted: np.ndarray | None, 
     Args:
         workspace: With a protocol.
         cohort: Images with a label.
-        learnt: Numbers of the images that the candidate learnt.
         trusted: (n, K) bool, structures of the cohort's labels that are trusted; None where none is scored. Corrected
             labels never count: they were made to agree with students.
+        learnt: (L,) numbers of the images that the candidate learnt.
     """
     stands = standing(workspace, cohort)
     taught = stands & cohort.is_approved & np.isin(np.arange(len(cohort)), learnt)
@@ -121,7 +121,7 @@ def open_gate(workspace: Workspace, cohort: Cohort, trusted: np.ndarray | None, 
     in_use = workspace.store.ledger.promoted_model()
     if in_use is not None and taught.sum() > in_use.metrics.get(N_LEARNT, 0):
         return gate(_usable_labels(cohort, every & taught[:, None]), ON_LEARNT, is_provisional=True)
-    frozen = _frozen_labels(workspace)
+    frozen = _frozen_labels(workspace, cohort)
     on = ON_UNSCORED if trusted is None and not frozen else ON_TRUSTED
     return gate(frozen or chosen, on, is_provisional=True)
 
@@ -132,8 +132,8 @@ def decide(
     """Compare a candidate with the student in use and promote or refuse it; both stay on the disk.
 
     Returns:
-        `digest`, `status` (promoted or refused), `dice`, `dice_before`, `n_labels`, `is_provisional`, `reason`, and how
-        the training went (see `trainings.Curve`).
+        `digest`, `status` (promoted or refused), `dice`, `dice_before`, `n_labels`, `n_approved_learnt`,
+        `is_provisional`, `reason`, and how the training went (see `trainings.Curve`).
     """
     ledger, student = workspace.store.ledger, trained.student
     row = ledger.add_model(
@@ -148,7 +148,8 @@ def decide(
     )
     if row.status != MODEL_CANDIDATE and (row.run_id, row.round) == (run_id, round_number) and run_id is not None:
         # A killed round goes on after its decision: the candidate is not compared with itself.
-        return {"digest": row.digest, **{key: row.metrics[key] for key in DECISION}, **asdict(trained.curve)}
+        kept = {key: row.metrics[key] for key in DECISION if key in row.metrics}
+        return {"digest": row.digest, **kept, **asdict(trained.curve)}
     current = _in_use(workspace, student, gate)
     candidate, *others = gate_dice(workspace, gate, [student] if current is None else [student, current])
     before = others[0] if others else None
@@ -248,17 +249,22 @@ def _approved_labels(workspace: Workspace) -> list[LabelVersionRow]:
     return [label for label in found if label is not None]
 
 
-def _frozen_labels(workspace: Workspace) -> list[tuple[LabelVersionRow, tuple[int, ...]]]:
-    """What is frozen for the protocol, without what people rejected or replaced since and lost images."""
+def _frozen_labels(workspace: Workspace, cohort: Cohort) -> list[tuple[LabelVersionRow, tuple[int, ...]]]:
+    """What is frozen for the protocol, without what was rejected since, images that cannot be used now, and what people
+    replaced by labels of the cohort: those that they submit while a run is at work do not change its decisions.
+    """
     ledger = workspace.store.ledger
     indices: dict[int, list[int]] = {}
     for version, index in ledger.gate_labels(workspace.require_protocol().digest):
         indices.setdefault(version, []).append(index)
     usable = set(ledger.image_ids())
     found = [(ledger.label_version(version), tuple(of)) for version, of in indices.items()]
-    found = [(label, of) for label, of in found if not label.is_rejected and label.image_id in usable]
-    finals = {label.image_id: ledger.latest_label(label.image_id, TAG_FINAL) or label for label, _ in found}
-    return [(label, of) for label, of in found if finals[label.image_id].id == label.id]
+    finals = {label.image_id: label.id for label in cohort.labels if label.tag == TAG_FINAL}
+    return [
+        (label, of)
+        for label, of in found
+        if not label.is_rejected and label.image_id in usable and finals.get(label.image_id, label.id) == label.id
+    ]
 
 
 def _usable_labels(cohort: Cohort, is_usable: np.ndarray) -> list[tuple[LabelVersionRow, tuple[int, ...]]]:
