@@ -17,6 +17,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,15 @@ from common import (
     open_truth,
     out_dir,
     paired,
+    parse,
     parser_of,
     tell,
+    tell_quarantined,
     write_json,
 )
 
 from samcorrect.lib.core.metrics import bootstrap_mean, rounded
+from samcorrect.lib.errors import LabelError
 from samcorrect.lib.loop.arms import by_case, last_student, student_predictor
 from samcorrect.lib.loop.cohort import Cohort, best_labels, load_cohort
 from samcorrect.lib.loop.evaluation import Case, GroundTruth, evaluate_cases, label_dice
@@ -51,6 +55,7 @@ from samcorrect.lib.loop.workspace import Workspace
 from samcorrect.lib.networks.student import Student, predict_frames, with_dropout_on
 from samcorrect.lib.protocol import load_protocol
 from samcorrect.lib.store.schema import TAG_FINAL
+from samcorrect.lib.store.studies import LocalStudies
 from samcorrect.lib.store.volumes import write_label_map
 
 RULES = ("ours", "random", "entropy", "loss")
@@ -69,8 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--loop-approvals", type=int, default=10, help="of the full loop; 0 leaves it out")
     parser.add_argument("--loop-rules", nargs="+", choices=RULES, default=["ours", "random"], help="of the full loop")
     parser.add_argument("--plot", type=Path, help="draw the curves into this PNG file")
-    parsed = parser.parse_args(arguments)
+    parsed = parse(parser, arguments)
     truth, cases, runs, document = open_truth(parsed, is_needed_of_all=True), open_test(parsed), {}, {}
+    clip_approvals(parsed, len(LocalStudies(parsed.images).scan()[0]))
     for seed in parsed.seeds:
         runs[str(seed)] = run_seed(parsed, seed, cases, truth)
         document = {"seeds": runs, **over_seeds(list(runs.values()), cases_by_name(c.image_id for c in cases))}
@@ -79,6 +85,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
             plot(parsed.plot, document["curves"])
     print_tables(document)
     return 0
+
+
+def clip_approvals(parsed: argparse.Namespace, n_images: int) -> None:
+    """Leave out numbers of approvals that a set of images has no labels for; says on the console which.
+
+    Raises:
+        LabelError: None is left, or one is negative.
+    """
+    wanted = sorted({*parsed.approvals, parsed.loop_approvals})
+    if wanted[0] < 0:
+        raise LabelError(f"{wanted[0]} labels cannot be approved; give 0 or more")
+    beyond = [n for n in wanted if n > n_images]
+    if beyond:
+        told = ", ".join(map(str, beyond))
+        print(f"there are {n_images} images, so {told} approvals are left out", file=sys.stderr)
+    parsed.approvals = [n for n in parsed.approvals if n <= n_images]
+    parsed.loop_approvals = 0 if parsed.loop_approvals > n_images else parsed.loop_approvals
+    if not parsed.approvals:
+        raise LabelError(f"no number of approvals is left for {n_images} images; give smaller ones with --approvals")
 
 
 def run_seed(parsed: argparse.Namespace, seed: int, cases: list[Case], truth: GroundTruth) -> dict[str, Any]:
@@ -97,11 +122,10 @@ def run_seed(parsed: argparse.Namespace, seed: int, cases: list[Case], truth: Gr
         served = approve(workspace, rule, orders.get(rule, []), truth)
         curve, done = {}, []
         for n_approved in sorted(set(parsed.approvals)):
-            done += [image_id for _, image_id in zip(range(n_approved - len(done)), served, strict=False)]
-            if len(done) == n_approved:
-                digest = train_student(workspace, progress=tell)["digest"]
-                curve[str(n_approved)] = dice_of(_student(workspace, digest))
-                _say(seed, f"{rule}, {n_approved} approved", curve[str(n_approved)])
+            done += islice(served, n_approved - len(done))
+            digest = train_student(workspace, progress=tell)["digest"]
+            curve[str(n_approved)] = dice_of(_student(workspace, digest))
+            _say(seed, f"{rule}, {n_approved} approved", curve[str(n_approved)])
         told["curves"][rule] = curve
         told["served_dice_mean"][rule] = rounded(np.nanmean([before[i] for i in done])) if done else None
         workspace.store.ledger.close()
@@ -109,7 +133,7 @@ def run_seed(parsed: argparse.Namespace, seed: int, cases: list[Case], truth: Gr
         workspace = _copy(parsed, seed, base, f"loop-{rule}")
         if rule != "nobody":
             served = approve(workspace, rule, orders.get(rule, []), truth)
-            list(zip(range(parsed.loop_approvals), served, strict=False))
+            list(islice(served, parsed.loop_approvals))
         told["full_loop"][rule] = dice_of(last_student(workspace, run_loop(workspace, progress=tell)))
         _say(seed, f"full loop, {rule}", told["full_loop"][rule])
         workspace.store.ledger.close()
@@ -162,6 +186,8 @@ def _base(parsed: argparse.Namespace, seed: int) -> tuple[Path, dict[str, list[s
     if "loss" in wanted:
         huang = workspace.with_settings(preset="huang2023")
         orders["loss"] = _in_order(cohort, score_cohort(huang, cohort, seed=seed, progress=tell).scores)
+    tell_quarantined(workspace.store)
+    clip_approvals(parsed, len(cohort))
     workspace.store.ledger.close()
     return workspace.store.state_dir, orders
 
@@ -253,6 +279,7 @@ def plot(path: Path, curves: dict[str, dict[str, dict[str, Any]]]) -> None:
         axes.fill_between(approvals, low, high, color=line.get_color(), alpha=0.1, linewidth=0)
     axes.set(xlabel="labels approved by a person", ylabel="Dice of the student on the test images")
     axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

@@ -29,15 +29,17 @@ from common import (
     original_cohort,
     out_dir,
     paired,
+    parse,
     parser_of,
     run_main,
     tell,
     tell_quarantined,
     write_json,
 )
-from noise import write_shifted_protocol
+from noise import require_boxes, write_shifted_protocol
 
 from samcorrect.lib.core.metrics import bootstrap_mean, rounded
+from samcorrect.lib.errors import LabelError
 from samcorrect.lib.loop.arms import (
     by_case,
     how_training_went,
@@ -65,6 +67,7 @@ from samcorrect.lib.loop.rounds import RunResult, run_loop
 from samcorrect.lib.loop.workspace import Workspace
 from samcorrect.lib.protocol import load_protocol
 from samcorrect.lib.settings import MODULES
+from samcorrect.lib.store.studies import LocalStudies
 
 ARMS = ("sam_only", "sam_to_student", "sam_search_to_student", "huang2023", "samcorrect", "supervised")
 HUANG = {f"huang2023_{rate}": {"preset": "huang2023", "huang_noise_rate": rate / 100} for rate in (25, 50, 75)}
@@ -130,13 +133,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = parser_of(__doc__)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="default all")
     parser.add_argument("--no-ablation", action="store_true", help="leave out samcorrect without one part each")
-    parser.add_argument("--box-noise", type=float, nargs="+", default=[], help="shares by which boxes are moved")
-    parsed = parser.parse_args(arguments)
+    parser.add_argument("--box-noise", type=share, nargs="+", default=[], help="shares by which boxes are moved")
+    parsed = parse(parser, arguments)
+    protocol = load_protocol(parsed.protocol)
+    if any(parsed.box_noise):
+        require_boxes(protocol)
     truth, cases, runs = open_truth(parsed), open_test(parsed), {}
-    left_out = why_left_out(cases, load_protocol(parsed.protocol)) if "sam_only" in parsed.arms else {}
+    taught = [file.path for file in LocalStudies(parsed.images).scan()[0]]
+    left_out = why_left_out(cases, protocol, taught) if "sam_only" in parsed.arms else {}
     for name, reason in left_out.items():
         print(f"{name} is left out: {reason}", file=sys.stderr, flush=True)
     parsed.arms = [name for name in parsed.arms if name not in left_out]
+    if not parsed.arms:
+        raise LabelError("no arm is left; name others with --arms")
     document: dict[str, Any] = {}
     for seed in parsed.seeds:
         runs[str(seed)] = run_seed(parsed, seed, cases, truth)
@@ -144,6 +153,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_json(parsed.json, document)
     print_tables(document)
     return 0
+
+
+def share(text: str) -> float:
+    """A share of --box-noise. Raises argparse.ArgumentTypeError unless it is from 0 to below 1."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no share of a box's side; give one from 0 to below 1")
+    return value
 
 
 def run_seed(parsed: argparse.Namespace, seed: int, cases: list[Case], truth: GroundTruth) -> dict[str, Any]:

@@ -42,6 +42,23 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options; ends with an error, before any work, where the results or the states have no place."""
+    parsed = parser.parse_args(arguments)
+    if parsed.json.is_dir():
+        parser.error(f"--json {parsed.json} is a folder; give the name of a file in it")
+    folder = out_dir(parsed)
+    if folder == parsed.json:
+        parser.error(f"the states would lie in --json {parsed.json} itself; give it the suffix .json, or give --out")
+    if folder.exists() and not folder.is_dir():
+        parser.error(f"the states belong in the folder {folder}, which is a file; give another --out")
+    for name in ("images", "labels", "test_images", "test_labels"):
+        given = getattr(parsed, name, None)
+        if given is not None and folder.resolve().is_relative_to(given.resolve()):
+            parser.error(f"the states would lie in {folder}, among what is read from {given}; give another --out")
+    return parsed
+
+
 def out_dir(parsed: argparse.Namespace) -> Path:
     """The folder of a benchmark's states."""
     return parsed.out or parsed.json.with_suffix("")
@@ -73,10 +90,14 @@ def open_run(
 
 
 def open_test(parsed: argparse.Namespace) -> list[Case]:
-    """The test images with their truth; says on the console which of them cannot be read."""
+    """The test images with their truth; says on the console which have none, and which cannot be read."""
     store = LabelStore(LocalStudies(parsed.test_images), out_dir(parsed) / "test")
     store.rescan()
-    cases = load_cases(store, GroundTruth(parsed.test_labels), load_protocol(parsed.protocol))
+    truth = GroundTruth(parsed.test_labels)
+    lacking = [row.path for row in store.ledger.images() if row.id not in truth]
+    cases = load_cases(store, truth, load_protocol(parsed.protocol))
+    if lacking:
+        print(f"left out: {_lacking(lacking, 'test image', truth)}", file=sys.stderr)
     tell_quarantined(store, "test image")
     store.ledger.close()
     return cases
@@ -90,12 +111,17 @@ def open_truth(parsed: argparse.Namespace, *, is_needed_of_all: bool = False) ->
     """
     truth = GroundTruth(parsed.labels)
     lacking = truth.check(LocalStudies(parsed.images), load_protocol(parsed.protocol))
-    told = f"{len(lacking)} image(s) have no ground truth in {parsed.labels}: {', '.join(lacking[:MAX_TOLD])}"
+    told = _lacking(lacking, "image", truth)
     if lacking and is_needed_of_all:
         raise LabelError(f"{told}; here a person approves each of them")
     if lacking:
         print(told, file=sys.stderr)
     return truth
+
+
+def _lacking(paths: Sequence[str], kind: str, truth: GroundTruth) -> str:
+    more = f" and {len(paths) - MAX_TOLD} more" if len(paths) > MAX_TOLD else ""
+    return f"{len(paths)} {kind}(s) have no ground truth in {truth.folder}: {', '.join(paths[:MAX_TOLD])}{more}"
 
 
 def tell_quarantined(store: LabelStore, kind: str = "image") -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import yaml
 from scipy.ndimage import distance_transform_edt
 
-from samcorrect.lib.errors import ImageError
+from samcorrect.lib.errors import ImageError, LabelError, ProtocolError
 from samcorrect.lib.loop.cohort import best_labels
 from samcorrect.lib.loop.evaluation import GroundTruth
 from samcorrect.lib.loop.pseudo_label import pseudo_label_store
@@ -33,18 +33,25 @@ def make_labels(workspace: Workspace, noise: str, truth: GroundTruth, progress: 
         progress: Told about the stages.
 
     Raises:
-        ValueError: There is no such noise.
+        LabelError: As `require_noise`.
     """
+    require_noise(noise)
     if noise == "box":
         pseudo_label_store(workspace.with_settings(preset="huang2023"), progress=progress)
     elif noise == "chosen":
         pseudo_label_store(workspace, progress=progress)
     elif noise == "corrected":
         run_loop(workspace.with_settings(rounds=1), progress=progress)
-    elif noise.startswith(MORPH) and noise.removeprefix(MORPH).isdigit():
-        _save_morphed(workspace, truth, int(noise.removeprefix(MORPH)) / 100)
     else:
-        raise ValueError(f"no noise {noise!r}; known are {', '.join(NOISES)}")
+        _save_morphed(workspace, truth, int(noise.removeprefix(MORPH)) / 100)
+
+
+def require_noise(noise: str) -> None:
+    """Raises LabelError where labels of this noise cannot be made."""
+    percent = noise.removeprefix(MORPH)
+    is_morph = noise.startswith(MORPH) and percent.isdecimal() and int(percent) <= 100
+    if noise not in NOISES and not is_morph:
+        raise LabelError(f"no noise {noise!r}; known are {', '.join(NOISES)}, and {MORPH} with another percentage")
 
 
 def morph(mask: np.ndarray, *, radius_px: int) -> np.ndarray:
@@ -73,25 +80,31 @@ def shift_box(box_vox: np.ndarray, *, share: float, rng: np.random.Generator) ->
     return moved
 
 
+def require_boxes(protocol: Protocol) -> None:
+    """Raises ProtocolError where a structure is prompted by the student and has no box that could be moved."""
+    for structure in protocol.structures:
+        if structure.prompt.source == "student":
+            raise ProtocolError(f"{structure.name!r} is prompted by the student and has no box to move")
+
+
 def write_shifted_protocol(workspace: Workspace, folder: Path, *, share: float) -> Path:
     """Write the workspace's protocol with a box for every image, each moved by `shift_box`; returns its file.
 
     A box of all slices of a volume stays one, which is cut along its slices.
 
     Raises:
-        ValueError: A structure is prompted by the student and has no box.
+        ProtocolError: As `require_boxes`.
     """
     protocol, rows = workspace.require_protocol(), []
+    require_boxes(protocol)
     rng = np.random.default_rng([workspace.settings.seed, round(1000 * share)])
     for image in workspace.store.ledger.images():
         shape = workspace.store.read_image(image.id).array.shape
         for structure in protocol.structures:
             box = protocol.box_vox(structure, image.path, shape)
-            if box is None and structure.prompt.source == "boxes_file":  # it is not in the image
+            if box is None:  # it is not in the image
                 rows.append([image.path, structure.name, *[""] * 6])
                 continue
-            if box is None:
-                raise ValueError(f"{structure.name!r} is prompted by the student and has no box to move")
             # Inside the image and at least two voxels wide, or the protocol is refused.
             moved, limits = shift_box(box, share=share, rng=rng), np.array(shape, dtype=np.float64)
             if (box[2] == (0, shape[2])).all():

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import open_run, open_truth, run_main, tell, tell_quarantined, write_json
+from common import open_run, open_truth, parse, run_main, tell, tell_quarantined, write_json
 from measures import measure_scores
-from noise import NOISES, make_labels
+from noise import NOISES, make_labels, require_noise
 
 from samcorrect.lib.core.losses import cross_entropy_map
 from samcorrect.lib.core.metrics import bootstrap_mean, rounded
@@ -63,14 +63,17 @@ Rows = dict[str, np.ndarray]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure every noise and seed; the table of the choosing goes beside the JSON file."""
-    parsed = _parser().parse_args(arguments)
+    parsed = parse(_parser(), arguments)
+    noises = [noise.strip() for noise in parsed.noise.split(",")]
+    for noise in noises:
+        require_noise(noise)
     name = parsed.dataset or parsed.protocol.stem
     measured: dict[str, Any] = {}
     choosing: dict[str, Any] = {}
     truth = open_truth(parsed)
     if get_label_quality_scores is None:
         print("no row of cleanlab: it is not installed (pip install cleanlab)", file=sys.stderr)
-    for noise in parsed.noise.split(","):
+    for noise in noises:
         for seed in parsed.seeds:
             started = time.monotonic()
             workspace = open_run(parsed, seed, noise)

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
@@ -152,13 +153,13 @@ class Protocol(_TopLevel):
             return prompt.relative() * shape
         if isinstance(prompt, StudentPrompt):
             return None
-        name = structure.name
-        values = self.boxes.get((image_name, name), self.boxes.get((PurePosixPath(image_name).name, name)))
-        if values is None:
+        row = self.boxes_row(structure, image_name)
+        if row is None:
             raise ProtocolError(
                 f"{image_name}: {prompt.path} has no row for the label {structure.name!r}; "
                 "where it is not in the image, a row with empty coordinates says so"
             )
+        values = self.boxes[row, structure.name]
         if not values:
             return None
         x0, y0, x1, y1, z0, z1 = values if len(values) == 6 else (*values, 0.0, float(shape_hwd[2]))
@@ -168,6 +169,29 @@ class Protocol(_TopLevel):
                 f"{image_name}: the box of {structure.name!r} in {prompt.path} lies outside the image {shape_hwd}"
             )
         return box
+
+    def boxes_row(self, structure: Structure, image_name: str) -> str | None:
+        """By which name, its path or its file name alone, the boxes file has an image; None where it has not, or where
+        the structure is prompted otherwise.
+        """
+        names = (image_name, PurePosixPath(image_name).name)
+        return next((name for name in names if (name, structure.name) in self.boxes), None)
+
+    def require_own_boxes(self, image_names: Iterable[str]) -> None:
+        """See that no two of these images, as `box_vox` takes them, would be prompted with the same row.
+
+        Raises:
+            ProtocolError: Two of them have one file name, by which alone the boxes file has it.
+        """
+        taken: dict[tuple[str, str], str] = {}
+        for image_name in image_names:
+            for structure in self.structures:
+                row = self.boxes_row(structure, image_name)
+                if row is not None and taken.setdefault((row, structure.name), image_name) != image_name:
+                    raise ProtocolError(
+                        f"{structure.prompt.path} has one row for {row} and the label {structure.name!r}, and there "
+                        f"are {taken[row, structure.name]} and {image_name}: give each a row with its path"
+                    )
 
 
 def load_protocol(path: Path) -> Protocol:

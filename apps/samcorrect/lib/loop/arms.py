@@ -3,7 +3,7 @@ seed.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,8 @@ def compare(
     baselines = _side_workspace(workspace, arms_dir / "baselines")
     trained = _train_arms(baselines, results, truth, progress)
     box_only = results["huang2023"][0].with_settings(n_candidates=1)
-    left_out, scores = why_left_out(cases, protocol), {}
+    taught = [image.path for image in workspace.store.ledger.images()] if test else ()
+    left_out, scores = why_left_out(cases, protocol, taught), {}
     if not left_out:
         scores["sam_only"] = evaluate_cases(cases, sam_predictor(box_only), protocol.indices)
     for name, (student, _) in trained.items():
@@ -184,15 +185,25 @@ def sam_predictor(workspace: Workspace) -> Callable[[Case], np.ndarray]:
     return predict
 
 
-def why_left_out(cases: Sequence[Case], protocol: Protocol) -> dict[str, str]:
+def why_left_out(cases: Sequence[Case], protocol: Protocol, taught: Iterable[str] = ()) -> dict[str, str]:
     """`sam_only` and the reason, where a boxes file lacks a box of some case; no mean over the others is given in its
     place, since it would be of easier or harder images than that of the other arms.
+
+    Args:
+        cases: Test images.
+        protocol: Whose boxes are asked for.
+        taught: Paths of the training images, where they lie in another folder than the test images: a row of the boxes
+            file that one of them is prompted with is no box of a test image of the same name.
     """
-    faults = []
+    faults, taught = [], set(taught)
+    rows_taught = {(s.name, protocol.boxes_row(s, path)) for s in protocol.structures for path in taught}
     for case in cases:
         try:
             for structure in protocol.structures:
                 protocol.box_vox(structure, case.file_name, case.volume.array.shape)
+                row = protocol.boxes_row(structure, case.file_name)
+                if row is not None and (structure.name, row) in rows_taught:
+                    raise ProtocolError(f"{row}: the box of {structure.name!r} is that of a training image")
         except ProtocolError as error:
             faults.append(str(error))
     told = f"SAM cannot be prompted on {len(faults)} of {len(cases)} images; the first: "

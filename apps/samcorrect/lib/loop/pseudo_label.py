@@ -97,6 +97,7 @@ def pseudo_label_store(
 
     Raises:
         StoreError: There are no images, the disk is full, or a Ray cluster does not answer or cannot be used.
+        ProtocolError: As `Protocol.require_own_boxes`.
         DependencyError: Ray is asked for and not installed.
     """
     if image_ids is None:
@@ -104,6 +105,7 @@ def pseudo_label_store(
     rows = workspace.store.require_images()
     if image_ids is not None:
         rows = [workspace.store.ledger.image(image_id) for image_id in image_ids]
+    workspace.require_protocol().require_own_boxes(row.path for row in workspace.store.ledger.images())
     recipe = _recipe(workspace)
     latest = workspace.store.ledger.latest_labels(with_rejected=True)
     todo = [row for row in rows if _is_missing(workspace, latest.get((row.id, TAG_ORIGINAL)), recipe, row)]
