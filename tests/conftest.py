@@ -1,5 +1,6 @@
 """Small fixtures that every part of the tests shares."""
 
+import importlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import psutil
@@ -38,6 +40,7 @@ from samcorrect.lib.settings import Settings
 ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4.1"
 ORTHANC = Path("/usr/sbin/Orthanc")
 ORTHANC_DICOMWEB = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -66,6 +69,13 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Calla
         return folder
 
     return make
+
+
+@pytest.fixture
+def module(monkeypatch) -> Callable[[str], ModuleType]:
+    """A function that imports a module of the folder benchmarks."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
 
 
 @pytest.fixture

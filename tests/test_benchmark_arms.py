@@ -1,6 +1,5 @@
 """The benchmarks of the arms and of the simulated person: their figures by hand, and both scripts on the phantoms."""
 
-import importlib
 import json
 import runpy
 import shutil
@@ -27,13 +26,6 @@ from samcorrect.lib.store.volumes import LPS_TO_RAS, read_label_map
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 COLLAPSE = "after 2 steps it finds nothing"
-
-
-@pytest.fixture
-def module(monkeypatch):
-    """A function that imports a module of the folder benchmarks."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """What is given to the benchmarks and cannot be measured is told or refused before any work."""
 
-import importlib
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,16 +14,8 @@ from samcorrect.lib.loop.evaluation import Case
 from samcorrect.lib.protocol import load_protocol
 from samcorrect.lib.store.volumes import read_image
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 BOXES_FILE = {"source": "boxes_file", "path": "boxes.csv"}
 COLUMNS = "image,label,x0,y0,x1,y1"
-
-
-@pytest.fixture
-def module(monkeypatch):
-    """A function that imports a module of the folder benchmarks."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module
 
 
 @pytest.fixture
@@ -48,13 +39,17 @@ def refused(module, given, tmp_path, capsys) -> Callable[..., str]:
 
     def refused(script: str, *more: str, without: tuple[str, ...] = (), **changes: object) -> str:
         options = given | {f"--{name.replace('_', '-')}": str(value) for name, value in changes.items()}
-        words = [word for name, value in options.items() if name not in without for word in (name, value)]
+        words = words_of({name: value for name, value in options.items() if name not in without})
         with suppress(SystemExit):
             assert module("common").run_main(lambda: module(script).main([*words, *more])) == 1
         assert not list(tmp_path.glob("out/seed*"))
         return capsys.readouterr().err.splitlines()[-1]
 
     return refused
+
+
+def words_of(options: dict[str, str]) -> list[str]:
+    return [word for name, value in options.items() for word in (name, value)]
 
 
 def protocol_of(prompts: dict[str, dict], folder: Path) -> Path:
@@ -108,8 +103,7 @@ def test_test_images_without_truth_are_named(module, given, phantoms, tmp_path, 
     labels = tmp_path / "labels"
     shutil.copytree(phantoms.test_labels, labels)
     (labels / "test1.png").unlink()
-    words = [word for name, value in given.items() for word in (name, value)]
-    parsed = module("common").parser_of("").parse_args([*words, "--test-labels", str(labels)])
+    parsed = module("common").parser_of("").parse_args(words_of(given | {"--test-labels": str(labels)}))
 
     assert [case.image_id for case in module("common").open_test(parsed)] == ["test0", "test2"]
 
@@ -123,12 +117,8 @@ def test_a_long_list_of_images_without_truth_is_cut(module, given, phantoms, tmp
     for number in range(14):
         shutil.copyfile(phantoms.test_images / "test0.png", images / f"test{number:02}.png")
     shutil.copyfile(phantoms.test_labels / "test0.png", labels / "test00.png")
-    words = [
-        word
-        for name, value in (given | {"--images": str(images), "--labels": str(labels)}).items()
-        for word in (name, value)
-    ]
-    module("common").open_truth(module("common").parser_of("").parse_args(words))
+    options = given | {"--images": str(images), "--labels": str(labels)}
+    module("common").open_truth(module("common").parser_of("").parse_args(words_of(options)))
     assert capsys.readouterr().err.endswith("test09.png, test10.png and 3 more\n")
 
 
@@ -197,8 +187,7 @@ def test_noises_may_be_spaced(module):
 
 
 def test_more_approvals_than_images_are_left_out_and_told(module, given, capsys):
-    words = [word for name, value in given.items() for word in (name, value)]
-    parsed = module("common").parser_of("").parse_args(words)
+    parsed = module("common").parser_of("").parse_args(words_of(given))
     parsed.approvals, parsed.loop_approvals = [0, 40, 10, 11], 12
     module("approvals").clip_approvals(parsed, 10)
     assert (parsed.approvals, parsed.loop_approvals) == ([0, 10], 0)

@@ -1,9 +1,7 @@
 """The benchmark of the quality score: its measures by hand, its noise, and one run on the phantoms."""
 
-import importlib
 import json
 import shutil
-from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -19,15 +17,7 @@ from samcorrect.lib.loop.scoring import score_cohort
 from samcorrect.lib.loop.workspace import no_progress, open_workspace
 from samcorrect.lib.store.volumes import LPS_TO_RAS
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 NAN = float("nan")
-
-
-@pytest.fixture
-def module(monkeypatch):
-    """A function that imports a module of the folder benchmarks."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module
 
 
 @pytest.fixture

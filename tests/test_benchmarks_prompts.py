@@ -1,6 +1,5 @@
 """The benchmarks of clicks and volumes, on phantoms whose slices are encoded already."""
 
-import importlib
 import json
 import subprocess
 import sys
@@ -11,13 +10,6 @@ import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture
-def module(monkeypatch):
-    """A function that imports a module of the folder benchmarks."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module
 
 
 def test_a_perfect_way_of_clicking_and_one_that_never_learns(module):

@@ -184,8 +184,9 @@ class Protocol(_TopLevel):
             ProtocolError: Two of them have one file name, by which alone the boxes file has it.
         """
         taken: dict[tuple[str, str], str] = {}
+        of_files = [s for s in self.structures if isinstance(s.prompt, BoxesFilePrompt)]
         for image_name in image_names:
-            for structure in self.structures:
+            for structure in of_files:
                 row = self.boxes_row(structure, image_name)
                 if row is not None and taken.setdefault((row, structure.name), image_name) != image_name:
                     raise ProtocolError(

@@ -195,8 +195,8 @@ def why_left_out(cases: Sequence[Case], protocol: Protocol, taught: Iterable[str
         taught: Paths of the training images, where they lie in another folder than the test images: a row of the boxes
             file that one of them is prompted with is no box of a test image of the same name.
     """
-    faults, taught = [], set(taught)
-    rows_taught = {(s.name, protocol.boxes_row(s, path)) for s in protocol.structures for path in taught}
+    faults = []
+    rows_taught = {(s.name, protocol.boxes_row(s, path)) for path in taught for s in protocol.structures}
     for case in cases:
         try:
             for structure in protocol.structures:

@@ -103,9 +103,9 @@ def pseudo_label_store(
     if image_ids is None:
         workspace.store.ledger.release_from_quarantine()
     rows = workspace.store.require_images()
+    workspace.require_protocol().require_own_boxes(row.path for row in rows)
     if image_ids is not None:
         rows = [workspace.store.ledger.image(image_id) for image_id in image_ids]
-    workspace.require_protocol().require_own_boxes(row.path for row in workspace.store.ledger.images())
     recipe = _recipe(workspace)
     latest = workspace.store.ledger.latest_labels(with_rejected=True)
     todo = [row for row in rows if _is_missing(workspace, latest.get((row.id, TAG_ORIGINAL)), recipe, row)]
