@@ -34,6 +34,10 @@ COMMON_SETTINGS = (
     "huang_noise_rate",
 )
 
+# OpenMP reads them as torch is imported. By default threads that wait for each other spin for milliseconds: where other
+# work has one of the cores a click then takes seconds. Not to spin at all makes each wait a call of the kernel; some
+# microseconds do for the next layer of a network.
+OPENMP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
 # Of the commands that make pseudo-labels, by their options.
 WORKER_SETTINGS = {"--workers": "workers", "--engine": "engine", "--address": "ray_address"}
 
@@ -318,9 +322,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.INFO if parsed.verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(message)s"
     )
-    # OpenMP reads it as torch is imported. By default threads that wait for each other spin: where other work has one
-    # of the cores a click then takes seconds, and a training step 1.5 s.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for name, value in OPENMP.items():
+        os.environ.setdefault(name, value)
     # Here, so that --help and a wrong option do not wait for torch.
     from samcorrect import commands
 

@@ -111,7 +111,7 @@ def test_killed_again_and_again_a_run_ends_as_an_undisturbed_one(
     assert count_labels(killed, "original") == 4
     seen = inodes(killed / "cache")
 
-    kill_command_after(phantoms, killed, "round 1: out-of-fold student B", out=tmp_path / "out")
+    kill_command_after(phantoms, killed, "round 1: second out-of-fold students", out=tmp_path / "out")
     assert count_labels(killed, "original") == 10
     assert len(list((killed / "models").glob("*.pt"))) >= 1
     assert count_labels(killed, "corrected") == 0

@@ -46,11 +46,21 @@ def test_a_folder_without_images_is_not_served(tmp_path):
         serve(Settings(threads=1), tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("OMP_WAIT_POLICY", None, "PASSIVE"),
+        ("OMP_WAIT_POLICY", "ACTIVE", "ACTIVE"),
+        ("GOMP_SPINCOUNT", None, "1000"),
+        ("GOMP_SPINCOUNT", "0", "0"),
+    ],
+)
 @pytest.mark.parametrize("command", ["serve", "score"])
-def test_threads_that_wait_do_not_spin_unless_they_are_told_to(command, given, expected, tmp_path, monkeypatch, run):
-    monkeypatch.setenv("OMP_WAIT_POLICY", "")  # so that it is restored
-    monkeypatch.delenv("OMP_WAIT_POLICY") if given is None else monkeypatch.setenv("OMP_WAIT_POLICY", given)
+def test_threads_that_wait_spin_shortly_unless_they_are_told_otherwise(
+    command, name, given, expected, tmp_path, monkeypatch, run
+):
+    monkeypatch.setenv(name, "")  # so that it is restored
+    monkeypatch.delenv(name) if given is None else monkeypatch.setenv(name, given)
     code, _, _ = run(command, "--studies", tmp_path / "nowhere")
     assert code == 1
-    assert os.environ["OMP_WAIT_POLICY"] == expected
+    assert os.environ[name] == expected

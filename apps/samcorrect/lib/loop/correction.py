@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Iterator, Sequence, Set
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from samcorrect.lib.loop.promotion import hold_out_cases
 from samcorrect.lib.loop.rescoring import score_store
 from samcorrect.lib.loop.scoring import Scores, score_cohort, write_scores
 from samcorrect.lib.loop.second_choice import SecondChoice, choose_again, usual_areas, with_choices
+from samcorrect.lib.loop.side_by_side import train_side_by_side
 from samcorrect.lib.loop.students import SEED_STRIDE, predict_cohort, train_on, trusted_only
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
 from samcorrect.lib.networks.student import predict_frames, with_dropout_on
@@ -169,8 +171,9 @@ def _corrector_probs(
     sampling[hold_out_cases(workspace, cohort)] = 0
     if (sampling > 0).sum() < 2:
         return None
-    correctors = [
-        train_on(
+    jobs = [
+        partial(
+            train_on,
             workspace,
             cohort,
             np.flatnonzero(sampling > 0),
@@ -178,10 +181,10 @@ def _corrector_probs(
             seed=seed + SEED_STRIDE * (number + 1),
             sampling=sampling,
             weights=weights,
-            progress=progress,
         )
         for number in range(N_CORRECTORS)
     ]
+    correctors = train_side_by_side(workspace.settings, jobs, name="correctors", progress=progress)
     return predict_cohort(correctors, cohort)
 
 

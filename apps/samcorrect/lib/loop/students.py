@@ -4,6 +4,7 @@ repeated.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from samcorrect.lib.core.pieces import come_in_one_piece, is_one_piece
 from samcorrect.lib.core.reweighting import favour_approved
 from samcorrect.lib.errors import LabelError
 from samcorrect.lib.loop.cohort import Cohort, standing
+from samcorrect.lib.loop.side_by_side import threads_of_training, torch_threads, train_side_by_side
 from samcorrect.lib.loop.trainings import (
     MODELS_NAME,
     CheckpointFile,
@@ -94,6 +96,7 @@ def train_on(
     dropout: float = 0.0,
     weigh_batch: WeighBatch | None = None,
     start: Student | None = None,
+    n_beside: int = 1,
     progress: Progress = no_progress,
 ) -> Trained:
     """Train a student on some images of a cohort, or go on with such a training that was killed.
@@ -111,6 +114,7 @@ def train_on(
         dropout: Of the network.
         weigh_batch: Weights from each batch's logits.
         start: Whose weights to begin with, see `can_start_from`; by default random ones.
+        n_beside: Trainings at work at the same time, this one among them, which share the CPU.
         progress: Told about each step.
 
     Raises:
@@ -133,10 +137,11 @@ def train_on(
     pieces = _in_one_piece(cohort, numbers) if settings.has_module("largest_piece") else ()
     config = replace(cohort.config, dropout=dropout, in_one_piece=pieces)
     rules = {"steps": steps, "seed": seed, "weigh_batch": weigh_batch, "start": start}
-    digest = training_digest(workspace, config, data, **rules)[:32]
-    relative = Path(MODELS_NAME) / f"{digest}.pt"
-    path = workspace.store.state_dir / relative
-    kept = load_kept(path) or _train(workspace, config, data, path, name=name, progress=progress, **rules)
+    with torch_threads(threads_of_training(settings, n_beside)):
+        digest = training_digest(workspace, config, data, **rules)[:32]
+        relative = Path(MODELS_NAME) / f"{digest}.pt"
+        path = workspace.store.state_dir / relative
+        kept = load_kept(path) or _train(workspace, config, data, path, name=name, progress=progress, **rules)
     progress(name, steps, steps)
     student, curve = kept
     return Trained(student, relative.as_posix(), curve)
@@ -310,25 +315,29 @@ def out_of_fold_probs(
     """
     case_ids = [image.case_id for image in cohort.images]
     folds = split_cases(case_ids, seed=seed)
-    students = []
-    probs = empty_probs(cohort) if mean_with is None else mean_with
-    for number, (fold, predicted) in enumerate([folds, folds[::-1]]):
-        learnt = fold if is_held_out is None else teachers_of(fold, is_held_out)
-        trained = train_on(
+    learnt = folds if is_held_out is None else [teachers_of(fold, is_held_out) for fold in folds]
+    jobs = [
+        partial(
+            train_on,
             workspace,
             cohort,
-            learnt,
+            numbers,
             name=f"{name} {'AB'[number]}",
             seed=seed + seed_offset + number,
             sampling=sampling,
             weights=weights,
-            progress=progress,
         )
+        for number, numbers in enumerate(learnt)
+    ]
+    trained = train_side_by_side(workspace.settings, jobs, name=f"{name}s", progress=progress)
+    students = []
+    probs = empty_probs(cohort) if mean_with is None else mean_with
+    for of, numbers, predicted in zip(trained, learnt, folds[::-1], strict=True):
         for slices, lengths in cohort.portions(predicted):
-            found = trained.student.predict_frames(cohort.frames[slices], lengths)
+            found = of.student.predict_frames(cohort.frames[slices], lengths)
             probs[slices] = found if mean_with is None else (mean_with[slices] + found) / 2
-        cases = sorted({case_ids[n] for n in learnt}) if _are_cases(case_ids) else ()
-        students.append(FoldStudent(trained.path, tuple(cohort.images[n].id for n in learnt), tuple(cases)))
+        cases = sorted({case_ids[n] for n in numbers}) if _are_cases(case_ids) else ()
+        students.append(FoldStudent(of.path, tuple(cohort.images[n].id for n in numbers), tuple(cases)))
     return probs, (students[0], students[1])
 
 

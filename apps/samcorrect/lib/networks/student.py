@@ -3,6 +3,7 @@
 import hashlib
 import io
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ STRIDES = (2, 2, 2, 2)
 # Slices are mostly thicker than pixels are wide, so 3D halves the frame first and the slice axis after it.
 STRIDES_3D = ((2, 2, 1), (2, 2, 1), (2, 2, 2), (2, 2, 2))
 SLICES_PER_BATCH = 16
+# Weights are drawn from the process's generator, of one network at a time.
+_SEEDING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def network_arguments(config: StudentConfig) -> dict[str, Any]:
 
 def build_network(config: StudentConfig, *, seed: int) -> UNet:
     """A MONAI U-Net with initial weights that depend on `seed` alone."""
-    with torch.random.fork_rng(devices=[]):
+    with _SEEDING, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = UNet(**network_arguments(config))
     return network.to(memory_format=torch.channels_last if network.dimensions == 2 else torch.preserve_format)

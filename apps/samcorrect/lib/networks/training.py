@@ -116,7 +116,8 @@ class _Attempt:
             self.network.parameters(), lr=recipe.learning_rate, weight_decay=WEIGHT_DECAY, fused=True
         )
         self.generator = torch.Generator().manual_seed(seed)
-        torch.manual_seed(seed)  # dropout draws from the global generator
+        if recipe.config.dropout:  # which draws from the process's generator
+            torch.manual_seed(seed)
         # In bf16 torch 2.14 trains 3D convolutions on a CPU to other weights each time, now and then to nan.
         self.use_bf16 = has_fast_bf16() and not samples.is_3d
         self.step = 0
@@ -211,7 +212,8 @@ class _Attempt:
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.generator.set_state(state["generator"])
-        torch.set_rng_state(state["global_generator"])
+        if self.recipe.config.dropout:
+            torch.set_rng_state(state["global_generator"])
 
     def finished(self, fault: str) -> Training:
         """What came out."""
@@ -262,7 +264,7 @@ def train_network(
     """
     recipe = _Recipe(config, steps, batch_size, learning_rate, seed, weigh_batch, start)
     samples = Samples(data, config)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[], enabled=bool(config.dropout)):
         attempt = _resume(recipe, samples, checkpoint)
         while True:
             fault = _run(attempt, on_step, checkpoint, tracker)
