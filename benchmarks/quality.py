@@ -184,7 +184,7 @@ def _agreement_with_students_of_truth(
     """(n, K) Dice of the labels with what students of the other fold's true masks predict."""
     labels = {label.image_id: label for label in cohort.labels}
     taught = true_cohort(workspace, labels, truth)
-    found, _ = out_of_fold_probs(workspace, taught, seed=seed, name="student of the truth", progress=tell)
+    found, _ = out_of_fold_probs(workspace, taught, seed=seed, name="truth-taught student", progress=tell)
     channels = found.argmax(1)
     spans = {row.id: span for row, span in zip(taught.images, taught.spans, strict=True)}
     values = np.full((len(cohort), cohort.n_structures), np.nan)

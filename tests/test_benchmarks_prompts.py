@@ -74,3 +74,23 @@ def test_an_encoder_is_timed_against_the_machine_and_its_memory_is_its_own(tmp_p
     # torch alone takes a quarter of a GB, the weights 40 MB.
     assert 0.25 < of_torch["peak_rss_gb"] < 8
     assert "torch-fp32 " in made.stdout
+
+
+@pytest.mark.slow
+def test_training_steps_are_timed_alone_and_beside_other_work(tmp_path):
+    out = tmp_path / "step.json"
+    command = [
+        sys.executable,
+        str(BENCHMARKS / "training_step.py"),
+        "--steps",
+        "3",
+        "--repeats",
+        "1",
+        "--json",
+        str(out),
+    ]
+    subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    told = json.loads(out.read_text(encoding="utf-8"))
+    assert list(told) == ["one thread", "all threads", "two side by side, one thread each"]
+    assert all(0 < value < 60 for of in told.values() for value in of.values())
+    assert [len(of) for of in told.values()] == [2, 2, 2]

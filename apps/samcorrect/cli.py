@@ -322,8 +322,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.INFO if parsed.verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(message)s"
     )
-    for name, value in OPENMP.items():
-        os.environ.setdefault(name, value)
+    if OPENMP.keys().isdisjoint(os.environ):  # either of them given, the other might contradict it
+        os.environ |= OPENMP
     # Here, so that --help and a wrong option do not wait for torch.
     from samcorrect import commands
 

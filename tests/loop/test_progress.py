@@ -27,6 +27,19 @@ def test_the_second_round_takes_as_long_as_the_first_and_a_scoring_ends_the_run(
     assert told == {"eta_stage_s": 10.0, "eta_s": 80.0}
 
 
+def test_what_was_done_before_a_stage_began_took_it_no_time(tmp_path):
+    assert eta("students", 5, 8, 6.0, {}, {}, 2, done_before=4)["eta_stage_s"] == 18.0
+    assert eta("students", 4, 8, 0.0, {}, {}, 2, done_before=4)["eta_stage_s"] is None
+    assert eta("students", 8, 8, 0.0, {}, {"students": 9.0}, 2, done_before=8)["eta_stage_s"] == 0.0
+    clock = Clock()
+    progress = ProgressFile(tmp_path, 1, clock=clock)
+    for done in (400, 440):
+        progress("students", done, 800)
+        clock.now += 4.0
+    progress("students", 480, 800)
+    assert read_progress(tmp_path)["eta_stage_s"] == 32.0
+
+
 def test_an_earlier_run_tells_all_from_the_start():
     expected = {"SAM candidates": 60.0, "round 1: student": 40.0, "scoring labels": 5.0}
     assert eta("SAM candidates", 0, 8, 0.0, {}, expected, 1) == {"eta_stage_s": 60.0, "eta_s": 105.0}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from samcorrect.lib.errors import TrainingError
-from samcorrect.lib.loop import side_by_side
+from samcorrect.lib.loop import side_by_side, trainings
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
 from samcorrect.lib.loop.side_by_side import threads_of_training, torch_threads, train_side_by_side
 from samcorrect.lib.loop.students import out_of_fold_probs, train_on
@@ -63,16 +63,20 @@ def test_side_by_side_the_same_students_come_out(cohort_of):
     assert torch.get_num_threads() == n_threads
 
 
-def test_threads_that_begin_after_a_training_have_all_of_them(cohort_of):
+def test_threads_that_begin_beside_or_after_a_training_have_all_of_them(cohort_of):
     workspace, cohort = cohort_of("state", threads=2)
     torch.set_num_threads(2)
-    out_of_fold_probs(workspace, cohort, seed=3)
-    train_on(workspace, cohort, np.arange(4), name="a", seed=1)
     found: list[int] = []
-    later = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
-    later.start()
-    later.join()
-    assert found == [2]
+
+    def look(*_) -> None:
+        later = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+        later.start()
+        later.join()
+
+    out_of_fold_probs(workspace, cohort, seed=3, progress=look)
+    train_on(workspace, cohort, np.arange(4), name="a", seed=1, progress=look)
+    look()
+    assert set(found) == {2}
 
 
 def test_a_share_of_the_threads_ends_with_its_work():
@@ -116,6 +120,23 @@ def test_a_progress_that_raises_ends_all_and_what_was_trained_is_kept(cohort_of,
     assert not at_work()
     assert not list((workspace.store.state_dir / "models").glob("*.pt"))
     assert out_of_fold_probs(workspace, cohort, seed=3)[0].shape == (10, 3, 32, 32)
+
+
+def test_killed_side_by_side_they_go_on_to_the_same_students(cohort_of, monkeypatch):
+    monkeypatch.setattr(trainings, "CHECKPOINT_EVERY_S", 0.0)
+    (whole, cohort), (killed, same) = cohort_of("whole", threads=2), cohort_of("killed", threads=2)
+    undisturbed, _ = out_of_fold_probs(whole, cohort, seed=3)
+    models = killed.store.state_dir / "models"
+
+    def kill(_stage: str, done: int, _total: int) -> None:
+        if done >= 5:  # of 2 times 4, so each has taken a step
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        out_of_fold_probs(killed, same, seed=3, progress=kill)
+    assert {path.suffix for path in models.iterdir()} >= {".checkpoint"}
+    assert torch.equal(out_of_fold_probs(killed, same, seed=3)[0], undisturbed)
+    assert not list(models.glob(".*"))
 
 
 @pytest.mark.parametrize("threads", [1, 2])

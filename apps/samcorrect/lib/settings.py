@@ -45,7 +45,9 @@ class Settings(BaseModel):
     preset: PresetName = Field("samcorrect", description="which method the rounds follow")
     rounds: int = Field(2, ge=1, le=20, description="rounds of score, correct and retrain, at most")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of every random choice")
-    threads: int = Field(0, ge=0, le=256, description="CPU threads; 0 takes one per core")
+    threads: int = Field(
+        0, ge=0, le=256, description="CPU threads; 0 takes one per core, and all but one of them for a training"
+    )
     workers: int = Field(
         0,
         ge=0,

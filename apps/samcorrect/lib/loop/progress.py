@@ -34,6 +34,7 @@ class ProgressFile:
         self._stop_reason: str | None = None
         self._expected = _expected(folder, n_rounds)
         self._stage, self._began_at, self._written_at = "", clock(), 0.0
+        self._done_before = 0
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Note that `done` of `total` parts of a stage are done; not every call is written."""
@@ -41,7 +42,7 @@ class ProgressFile:
         if stage.startswith(STAGE_STOPPED):
             self._stop(stage)
         if stage != self._stage:
-            self._stage, self._began_at = stage, now
+            self._stage, self._began_at, self._done_before = stage, now, done
             self._written_at = 0.0
         if done >= total:
             self._seconds[stage] = round(now - self._began_at, 3)
@@ -56,7 +57,8 @@ class ProgressFile:
             "stage_began_at": self._began_at,
             "updated_at": now,
         }
-        told |= eta(stage, done, total, now - self._began_at, self._seconds, self._expected, self._n_rounds)
+        beside = (self._seconds, self._expected, self._n_rounds)
+        told |= eta(stage, done, total, now - self._began_at, *beside, done_before=self._done_before)
         self._write({**told, "seconds": self._seconds})
 
     def finish(self) -> None:
@@ -90,6 +92,8 @@ def eta(
     seconds: Mapping[str, float],
     expected: Mapping[str, float],
     n_rounds: int,
+    *,
+    done_before: int = 0,
 ) -> dict[str, float | None]:
     """Seconds left, `eta_stage_s` and `eta_s`; None where there is nothing to go by.
 
@@ -100,8 +104,10 @@ def eta(
         seconds: Finished stages of this run.
         expected: Stages of an earlier run, in order; empty where there was none.
         n_rounds: Rounds of the run.
+        done_before: Parts that were done when it began, as by an earlier process.
     """
-    left = elapsed_s * (total - done) / done if done else expected.get(stage)
+    is_known = done_before < done or done >= total
+    left = elapsed_s * (total - done) / max(1, done - done_before) if is_known else expected.get(stage)
     plan = expected or _plan(seconds, n_rounds)
     if left is None or not plan:
         return {"eta_stage_s": left, "eta_s": None}

@@ -1,8 +1,8 @@
 """Trainings beside each other, each on its own share of the CPU's cores.
 
 Two trainings of one thread each are faster than one after the other on two threads, and lose little where other work
-has one of the cores: the threads of one training wait for each other hundreds of times a step, in oneDNN busily, and
-each time for the slowest (benchmarks/README.md).
+has one of the cores: the threads of one training wait for each other hundreds of times a step, and in oneDNN busily
+(benchmarks/README.md has the times).
 """
 
 import queue
@@ -19,6 +19,7 @@ from samcorrect.lib.loop.workspace import Progress, count_cores
 from samcorrect.lib.settings import Settings
 
 T = TypeVar("T")
+_SETTING = threading.Lock()
 # Of a training its number and what it told its progress; None where one has ended.
 Told: TypeAlias = "queue.SimpleQueue[tuple[Any, ...] | None]"
 
@@ -41,16 +42,23 @@ class _Joint:
 
 
 def threads_of_training(settings: Settings, n_beside: int = 1) -> int:
-    """Threads of each of `n_beside` trainings: a share of those set, and of the cores without one for other work."""
+    """Threads of each of `n_beside` trainings, at least one: their share of those set, and of all cores but one, which
+    is left to other work.
+    """
     n_threads = settings.threads or count_cores()
     return max(1, min(n_threads, count_cores() - 1) // n_beside)
 
 
 @contextmanager
 def torch_threads(n_threads: int) -> Iterator[None]:
-    """Give this thread's work in torch so many threads, then again as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(n_threads)
+    """Give this thread's work in torch so many threads, then again as many as before; no other thread's."""
+    with _SETTING:
+        before = torch.get_num_threads()
+        torch.set_num_threads(n_threads)
+        # What a thread sets for itself, threads that begin later take over: what one more sets and ends with.
+        restoring = threading.Thread(target=torch.set_num_threads, args=(before,))
+        restoring.start()
+        restoring.join()
     try:
         yield
     finally:
@@ -73,7 +81,7 @@ def train_side_by_side(
         What each returned, in order.
 
     Raises:
-        Exception: What the first that failed raised; the others have ended.
+        Exception: What one that failed raised; the others have ended.
     """
     joint = _Joint(name, len(jobs), progress)
     if (settings.threads or count_cores()) == 1:
@@ -95,29 +103,20 @@ def train_side_by_side(
         finally:
             told.put(None)
 
-    n_threads = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(len(jobs), thread_name_prefix="training") as pool:
+    with ThreadPoolExecutor(len(jobs), thread_name_prefix="training") as pool:
+        try:
             futures = [pool.submit(run, number) for number in range(len(jobs))]
-            _follow(told, len(jobs), joint, is_stopped)
-    finally:
-        # What a thread sets for itself is what threads that begin later take over.
-        torch.set_num_threads(n_threads)
+            n_running = len(jobs)
+            while n_running:
+                message = told.get()
+                if message is None:
+                    n_running -= 1
+                else:
+                    joint.note(*message)
+        except BaseException:
+            is_stopped.set()
+            raise
     return _results(futures)
-
-
-def _follow(told: Told, n_running: int, joint: _Joint, is_stopped: threading.Event) -> None:
-    """Pass on what trainings tell until each has ended; stop them where that fails."""
-    try:
-        while n_running:
-            message = told.get()
-            if message is None:
-                n_running -= 1
-            else:
-                joint.note(*message)
-    except BaseException:
-        is_stopped.set()
-        raise
 
 
 def _results(futures: Sequence[Future[T]]) -> list[T]:

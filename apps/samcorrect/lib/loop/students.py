@@ -303,7 +303,7 @@ def out_of_fold_probs(
         workspace: Settings and state folder.
         cohort: Images and targets.
         seed: Of the folds, and with `seed_offset` of the trainings.
-        name: Shown in the progress, with A or B.
+        name: Shown in the progress in the plural; of each, with A or B, in its curve and errors.
         seed_offset: Another training on the same folds takes another one.
         sampling, weights: As in `train_on`.
         mean_with: Such probabilities of other students, which are overwritten by the mean with these.

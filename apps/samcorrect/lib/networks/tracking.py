@@ -2,6 +2,7 @@
 
 import logging
 import socket
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +15,8 @@ from samcorrect.lib.errors import DependencyError, TrackingError
 logger = logging.getLogger(__name__)
 
 EXPERIMENT = "samcorrect"
+# By trainings side by side.
+_EXPERIMENT_MADE_ONCE = threading.Lock()
 CONNECT_TIMEOUT_S = 5
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -89,8 +92,9 @@ class MLflow(_Guarded):
         self.errors = (MlflowException, OSError)
         try:
             self._client = MlflowClient(tracking_uri=uri)
-            experiment = self._client.get_experiment_by_name(EXPERIMENT)
-            experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(EXPERIMENT)
+            with _EXPERIMENT_MADE_ONCE:
+                experiment = self._client.get_experiment_by_name(EXPERIMENT)
+                experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(EXPERIMENT)
             self._run_id = self._client.create_run(experiment_id, run_name=name).info.run_id
             for key, value in parameters.items():
                 self._client.log_param(self._run_id, key, value)
