@@ -11,6 +11,7 @@ from scipy.ndimage import shift
 from samcorrect.lib.core.boxes import box_of_mask
 from samcorrect.lib.core.metrics import dice
 from samcorrect.lib.core.quality import prompt_dice
+from samcorrect.lib.errors import ImageError
 from samcorrect.lib.loop import asked_again
 from samcorrect.lib.loop.asked_again import ask_cohort, ask_sam, boxes_of_students, structures_to_ask
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
@@ -22,6 +23,10 @@ from samcorrect.lib.loop.rescoring import score_store
 from samcorrect.lib.loop.workspace import open_workspace
 
 NAN = float("nan")
+
+
+def gone(*_):
+    raise ImageError("the image is gone")
 
 
 def one_hot(targets: torch.Tensor, n_channels: int = 3) -> torch.Tensor:
@@ -81,6 +86,11 @@ def test_sam_is_asked_in_the_box_that_is_seen_and_what_it_took_is_kept(labelled,
     on_grid = masks_to_grid(found.masks[which], cohort.shapes[0][:2]) > 0.5
     label_map = workspace.store.read_label(cohort.labels[0])
     assert dice(on_grid, label_map == cohort.config.indices[0]) > 0.85
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workspace.store, "read_image", gone)
+        nobody = ask_cohort(workspace, cohort, truth, np.array([True, False]))
+        assert nobody.masks(cohort.spans[0], 0) is None
 
     def forbidden(*_, **__):
         raise AssertionError("SAM was asked again for what is on the disk")

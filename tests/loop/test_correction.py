@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from samcorrect.lib.core.correction import Choice, huang_correct
-from samcorrect.lib.errors import UnknownImageError, UnknownLabelError
+from samcorrect.lib.errors import ImageError, UnknownImageError, UnknownLabelError
 from samcorrect.lib.loop import correction
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
 from samcorrect.lib.loop.corrected_labels import Correction, correct_image, known_ceiling, save_correction
@@ -19,9 +19,14 @@ from samcorrect.lib.loop.correction import (
     flag_ceiling,
     flag_labels,
 )
+from samcorrect.lib.loop.reviews import image_state, reject_label
 from samcorrect.lib.loop.rounds import posterior_after
 from samcorrect.lib.loop.scoring import score_cohort
 from samcorrect.lib.loop.students import train_on, trusted_only
+
+
+def gone(*_):
+    raise ImageError("the image is gone")
 
 
 @pytest.mark.slow
@@ -117,6 +122,36 @@ def test_a_mask_that_students_drew_does_not_keep_what_sam_said_of_the_old_one(la
     first, second = cohort.config.names
     told = workspace.store.label(cohort.images[2].id, "corrected").info["structures"]
     assert told == {first: {"prompt_agreement": 0.9}, second: of_sam}
+
+
+def test_what_a_person_rejects_meanwhile_is_not_corrected_and_no_correction_undoes_it(labelled):
+    workspace = labelled(shares_trainings=False)
+    store = workspace.store
+    cohort = load_cohort(workspace, best_labels(workspace))
+    drawn = Choice(STUDENT, cohort.mask(2, 1).astype(np.float32), 0.4, 0.9)
+    label_map = np.roll(store.read_label(cohort.labels[2]), 3, axis=0)
+    made = Correction(label_map, np.ones_like(label_map), [], 0.4, 0.9, {0: drawn})
+    made_in = {"ceiling": [0.5, -1], "run_id": None, "round_number": 0}
+
+    assert save_correction(workspace, cohort, 2, made, **made_in)
+    reject_label(workspace, "case2", reviewer="bob", reason="leaks")
+    assert not save_correction(workspace, cohort, 2, made, **made_in)
+    assert store.ledger.best_label("case2").id == cohort.labels[2].id
+    n_labels = len(store.ledger.versions("case2"))
+    reject_label(workspace, "case2", cohort.labels[2].id, reviewer="bob", reason="leaks too")
+    other = replace(made, label_map=np.roll(label_map, 3, axis=0))
+    assert not save_correction(workspace, cohort, 2, other, **made_in)
+    assert len(store.ledger.versions("case2")) == n_labels
+    assert image_state(workspace, "case2") == "rejected"
+
+
+def test_an_image_that_is_gone_meanwhile_is_not_corrected(labelled, monkeypatch):
+    workspace = labelled(shares_trainings=False)
+    cohort = load_cohort(workspace, best_labels(workspace))
+    choices = {0: Choice(STUDENT, cohort.mask(2, 1).astype(np.float32), 0.4, 0.9)}
+    assert correction._on_grid(workspace, cohort, 2, choices) is not None
+    monkeypatch.setattr(workspace.store, "read_image", gone)
+    assert correction._on_grid(workspace, cohort, 2, choices) is None
 
 
 def test_a_second_pass_stays_below_the_line_of_the_first(labelled):

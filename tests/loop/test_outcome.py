@@ -5,9 +5,11 @@ import re
 
 import pytest
 
+from samcorrect.lib.loop import outcome
 from samcorrect.lib.loop.outcome import serve_command, write_report
 from samcorrect.lib.loop.rounds import run_loop
 from samcorrect.lib.loop.workspace import open_workspace
+from samcorrect.lib.store.schema import QualityRow
 
 
 def refuse(constant: str) -> None:
@@ -65,3 +67,13 @@ def test_the_command_that_serves_can_be_pasted_into_a_shell(make_studies, phanto
     settings = phantoms.settings.model_copy(update={"state": tmp_path / "my state"})
     workspace = open_workspace(make_studies("a.png"), settings)
     assert serve_command(workspace).endswith(f"--state '{tmp_path}/my state'")
+
+
+@pytest.mark.parametrize(("n_approved", "expected"), [(0, "[0.70, 0.95] (prior)"), (9, "[0.70, 0.95]")])
+def test_a_picture_says_whether_its_expected_dice_is_a_prior(labelled, n_approved, expected):
+    workspace = labelled(shares_trainings=False)
+    label = workspace.store.ledger.best_label("case0")
+    bounds = {"expected_dice": 0.8, "expected_dice_low": 0.7, "expected_dice_high": 0.95, "n_approved": n_approved}
+    row = QualityRow(label_version_id=label.id, structure_index=0, score=0.5, created_at=1.0, **bounds)
+    workspace.store.ledger.set_quality(label.id, [row])
+    assert outcome._picture(workspace, label, 0.5, None).caption == f"expected Dice 0.80 {expected}"

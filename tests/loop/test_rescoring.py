@@ -252,6 +252,23 @@ def test_enough_audited_approvals_calibrate_the_labels_that_keep_their_scores(la
         assert [row[name] for name in kept] == [was[name] for name in kept]
 
 
+def test_new_scores_of_labels_that_people_replaced_are_in_the_log(labelled, phantoms):
+    workspace = labelled(**FEW)
+    ledger = workspace.store.ledger
+    score_store(workspace)
+    seen = ledger.best_label("case0")
+    assert ledger.take_lease("case0", "anna", now=1.0, lease_s=60, why=WHY_AUDIT)
+    # Another label teaches the peers of the next scoring.
+    workspace.store.submit_label("case0", phantoms.labels / "case1.png", tag="final", user="anna")
+    before = ledger.quality(seen.id)[0].score
+
+    score_store(workspace, full=True)
+
+    assert ledger.quality(seen.id)[0].score != before
+    verdict = ledger.verify_audit()
+    assert (verdict.differences, verdict.is_whole) == ((), True)
+
+
 def test_an_approval_that_is_submitted_again_calibrates_anew(labelled, monkeypatch, phantoms, tmp_path):
     monkeypatch.setattr(rescoring, "MAX_CHANGED_SHARE", 1.0)
     workspace = labelled(**FEW)

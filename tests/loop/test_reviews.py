@@ -123,6 +123,14 @@ def test_a_run_starts_from_no_rejected_label_and_a_rejection_makes_a_new_run(lab
     assert len(started) == 3
 
 
+def test_where_every_label_was_rejected_a_run_says_what_to_do(labelled):
+    workspace = labelled()
+    for row in workspace.store.ledger.images():
+        reject_label(workspace, row.id, **LEAKS)
+    with pytest.raises(LabelError, match="every label was rejected; submit or import others"):
+        _open_run(workspace)
+
+
 @pytest.mark.slow
 def test_a_correction_that_was_rejected_is_out_of_the_run_and_the_label_before_in_it(labelled):
     workspace = labelled(rounds=1)
@@ -134,7 +142,10 @@ def test_a_correction_that_was_rejected_is_out_of_the_run_and_the_label_before_i
     again = run_loop(workspace)
     assert again.run_id != result.run_id
     best = workspace.store.ledger.best_label(corrected[0])
-    # The same correction is rejected at once; the label before is what stands.
+    # The same correction is rejected at once; the label before is what stands, and no correction was accepted.
+    told = again.rounds[0]
+    assert corrected[0] not in told["corrected"]
+    assert told["n_corrected"] == len(told["corrected"]) - told["n_chosen_again"] == len(corrected) - 1
     assert best.id == again.labels_last[corrected[0]].id
     assert best.content_sha256 == original.content_sha256
     assert workspace.store.ledger.verify_audit().is_whole

@@ -20,8 +20,8 @@ from samcorrect.lib.loop import rounds
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
 from samcorrect.lib.loop.outcome import write_report
 from samcorrect.lib.loop.progress import STAGE_STOPPED
-from samcorrect.lib.loop.rounds import _open_run, run_loop, stop_reason
-from samcorrect.lib.loop.workspace import open_workspace
+from samcorrect.lib.loop.rounds import _open_run, _with_labels, run_loop, stop_reason
+from samcorrect.lib.loop.workspace import no_progress, open_workspace
 from samcorrect.lib.store.labels import LabelStore
 from samcorrect.lib.store.schema import MODEL_CANDIDATE, ModelRow
 from samcorrect.lib.store.sources import open_studies
@@ -128,6 +128,17 @@ def test_killed_again_and_again_a_run_ends_as_an_undisturbed_one(
     assert trained.items() <= inodes(killed / "models").items()
     versions = query_ledger(killed, "select image_id, tag from label_version")
     assert set(Counter(versions).values()) == {1}
+
+
+def test_an_image_that_was_set_aside_is_out_of_the_next_round(labelled):
+    workspace = labelled(shares_trainings=False)
+    labels = best_labels(workspace)
+    cohort = load_cohort(workspace, labels)
+    assert len(_with_labels(workspace, cohort, labels, no_progress)) == 10
+    workspace.store.ledger.quarantine("case4", "it broke")
+    left = _with_labels(workspace, cohort, labels, no_progress)
+    assert "case4" not in {row.id for row in left.images}
+    assert (len(left), len(left.targets)) == (9, 9)
 
 
 def test_a_run_ends_where_no_correction_is_accepted_or_the_scores_stop_improving():

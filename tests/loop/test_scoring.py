@@ -160,6 +160,25 @@ def test_the_dice_to_be_expected_counts_what_sam_took_in_the_boxes_of_students_t
     assert expected(asked=asked) == pytest.approx(0.5)
 
 
+def test_a_rightly_empty_label_has_the_area_of_what_sam_was_not_asked_about(labelled):
+    workspace = labelled(shares_trainings=False)
+    cohort = load_cohort(workspace, best_labels(workspace))
+    cohort.targets[0] = 0
+    probs = one_hot(cohort.targets.long(), 3).permute(0, 3, 1, 2).float()
+    shape = (10, 2)
+    nobody = AskedMasks(
+        torch.zeros(10, 2, 1, 32, 4, dtype=torch.uint8), np.full((10, 2, 1), np.nan), np.full((10, 2, 4), np.nan)
+    )
+    said = (np.full(shape, -1), np.full(shape, -1), np.ones(2, bool), np.ones(2, bool))
+    peers = Peers(probs, *said, is_asked=np.array([True, False]), asked=nobody)
+
+    _, forms = measure_labels(cohort, [None] * 10, peers)
+
+    ratios = forms[:, :, -1]
+    assert ratios[0, 0] == 0
+    assert np.isnan(np.delete(ratios.ravel(), 0)).all()
+
+
 def test_students_that_see_a_structure_nowhere_gain_nothing_where_it_is_not(labelled):
     workspace = labelled(is_bad=lambda _: False)
     cohort = load_cohort(workspace, best_labels(workspace))

@@ -19,6 +19,15 @@ def cohort_of(labelled):
     return of
 
 
+def test_where_no_label_is_trusted_all_are_drawn_alike(cohort_of):
+    workspace, cohort = cohort_of(student_steps=3)
+    nobody, none_given = (
+        train_on(workspace, cohort, np.arange(4), name="a", seed=1, sampling=sampling)
+        for sampling in (np.zeros(10), None)
+    )
+    assert nobody.student.digest == none_given.student.digest
+
+
 @pytest.mark.slow
 def test_out_of_fold_students_see_half_of_the_images_each_and_predict_the_other(cohort_of):
     workspace, cohort = cohort_of(student_steps=100)

@@ -99,6 +99,28 @@ def test_a_tenth_of_the_trusted_cases_is_held_out_whole(cohort_of):
     assert _hold_out(twice, np.arange(7), _training_data(twice, np.arange(7), None, None), seed=0).held_out is None
 
 
+def test_few_patients_of_a_fold_are_patients_all_the_same(cohort_of):
+    _, cohort = cohort_of()
+    # Four patients in all, of whom a fold has two, with five images each.
+    rows = [replace_case(row, f"patient{number % 4}") for number, row in enumerate([*cohort.images] * 2)]
+    twice = replace(
+        cohort,
+        images=rows,
+        labels=cohort.labels * 2,
+        spans=[slice(n, n + 1) for n in range(20)],
+        frames=torch.cat([cohort.frames] * 2),
+        targets=torch.cat([cohort.targets] * 2),
+    )
+    fold = np.flatnonzero(np.arange(20) % 4 < 2)
+
+    held_out = _hold_out(twice, fold, _training_data(twice, fold, None, None), seed=0).held_out
+
+    assert {rows[n].case_id for n in fold[held_out.numpy()]}.isdisjoint(
+        {rows[n].case_id for n in fold[~held_out.numpy()]}
+    )
+    assert held_out.sum() == 5
+
+
 def replace_case(row, case_id: str):
     """A row of the ledger of another case."""
     return type(row)(id=row.id, case_id=case_id)

@@ -304,8 +304,8 @@ def test_an_unfinished_run_of_other_images_is_not_taken_up(ledger):
 
 
 def test_counts(ledger):
-    label = ledger.add_label(label_row("a"))
     ledger.add_label(label_row("a"))
+    label = ledger.add_label(label_row("a"))
     ledger.set_quality(label.id, [quality_row(label, 0.5)])
     ledger.add_label(label_row("b", "final"))
     ledger.quarantine("d", "broken")

@@ -10,6 +10,7 @@ import torch
 
 from samcorrect.lib.core.boxes import box_of_mask, candidate_boxes
 from samcorrect.lib.core.metrics import dice
+from samcorrect.lib.errors import ImageError
 from samcorrect.lib.loop.candidates import (
     CANDIDATES_FORMAT,
     CANDIDATES_NAME,
@@ -110,8 +111,11 @@ def ask_cohort(
         for k in np.flatnonzero(is_asked):
             if not (seen == k + 1).any():
                 continue
+            try:
+                volume = workspace.store.read_image(row.id) if volume is None else volume
+            except ImageError:  # it was there when the cohort was read
+                break
             boxes_vox[span, k] = boxes_of_students(seen == k + 1, cohort.shapes[number][:2])
-            volume = workspace.store.read_image(row.id) if volume is None else volume
             found, which = ask_sam(workspace, volume, int(k), boxes_vox[span, k])
             order = np.r_[which, np.delete(np.arange(n_asked), which)]
             masks = np.packbits(shrink_masks(found.masks[order], side), axis=-1)

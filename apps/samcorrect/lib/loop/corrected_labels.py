@@ -45,9 +45,16 @@ def save_correction(
     ceiling: Sequence[float],
     run_id: int | None,
     round_number: int,
-) -> None:
-    """Store a corrected label as a new version, with the ceiling under which it was flagged; the label before stays."""
+) -> bool:
+    """Store a corrected label as a new version, with the ceiling under which it was flagged; the label before stays.
+
+    Returns:
+        Whether it stands. A label that was rejected since it was read is not corrected: its image waits for a person. A
+        correction that a person rejected before is entered as rejected.
+    """
     parent = cohort.labels[number]
+    if workspace.store.ledger.label_version(parent.id).is_rejected:
+        return False
     structures, prompts = dict(parent.info.get("structures", {})), dict(parent.prompts)
     for k, choice in correction.changes.items():
         name = cohort.config.names[k]
@@ -58,7 +65,7 @@ def save_correction(
         elif name in structures:
             # What SAM said of the mask that is gone says nothing of the one that students drew.
             structures[name] = {key: value for key, value in structures[name].items() if key not in OF_CANDIDATE}
-    workspace.store.save_label_map(
+    saved = workspace.store.save_label_map(
         parent.image_id,
         correction.label_map,
         tag=TAG_CORRECTED,
@@ -78,6 +85,7 @@ def save_correction(
             "n_changed_vox": int(correction.change_map.sum()),
         },
     )
+    return not saved.is_rejected
 
 
 def correct_image(workspace: Workspace, image_id: str) -> Correction:

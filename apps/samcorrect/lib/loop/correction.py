@@ -17,6 +17,7 @@ from samcorrect.lib.core.correction import (
 )
 from samcorrect.lib.core.pseudo_label import merge_structures
 from samcorrect.lib.core.reweighting import below_better_half
+from samcorrect.lib.errors import ImageError, LabelError
 from samcorrect.lib.loop.cohort import Cohort, best_labels, load_cohort
 from samcorrect.lib.loop.corrected_labels import Correction, known_ceiling, save_correction
 from samcorrect.lib.loop.promotion import hold_out_cases
@@ -53,8 +54,9 @@ def correct_store(workspace: Workspace, *, progress: Progress = no_progress) -> 
     changed = set()
     corrections = correct_cohort(workspace, cohort, scores, flagged, seed=workspace.settings.seed, progress=progress)
     for number, correction in corrections:
-        save_correction(workspace, cohort, number, correction, ceiling=ceiling, run_id=None, round_number=0)
-        changed.add(number)
+        made_in = {"ceiling": ceiling, "run_id": None, "round_number": 0}
+        if save_correction(workspace, cohort, number, correction, **made_in):
+            changed.add(number)
     if changed:
         # The peers that chose a correction are no judges of it.
         score_store(workspace, full=True, progress=progress)
@@ -158,8 +160,9 @@ def correct_cohort(
             if choice.is_changed or k not in choices:
                 before = choices[k].score_before if k in choices else choice.score_before
                 choices[k] = replace(choice, score_before=before)
-        if any(choice.is_changed for choice in choices.values()):
-            yield number, _on_grid(workspace, cohort, number, choices)
+        correction = _on_grid(workspace, cohort, number, choices)
+        if correction is not None:
+            yield number, correction
         progress(STAGE_CORRECT, done + 1, len(numbers))
 
 
@@ -242,10 +245,16 @@ def _choose(
 
 def _on_grid(
     workspace: Workspace, cohort: Cohort, number: int, choices: dict[int, Choice | SecondChoice]
-) -> Correction:
+) -> Correction | None:
+    """The correction of an image by what was chosen; None where nothing changes or the image is gone meanwhile."""
     label = cohort.labels[number]
-    volume = workspace.store.read_image(label.image_id)
-    before = workspace.store.read_label(label, volume)
+    if not any(choice.is_changed for choice in choices.values()):
+        return None
+    try:
+        volume = workspace.store.read_image(label.image_id)
+        before = workspace.store.read_label(label, volume)
+    except (ImageError, LabelError):
+        return None
     shape_hw = volume.array.shape[:2]
     soft, reasons = [], []
     for k, (name, index) in enumerate(zip(cohort.config.names, cohort.config.indices, strict=True)):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from samcorrect.lib.core.quality import confidence_agreement
-from samcorrect.lib.errors import ProtocolError
+from samcorrect.lib.errors import ImageError, ProtocolError
 from samcorrect.lib.loop.candidates import find_candidates
 from samcorrect.lib.loop.cohort import Cohort
 from samcorrect.lib.loop.pseudo_label import choose_candidates
@@ -46,7 +46,7 @@ CohortCandidates = list[list[FrameCandidates] | None]
 def read_candidates(workspace: Workspace, cohort: Cohort, *, progress: Progress = no_progress) -> CohortCandidates:
     """The candidates of all images, from the disk where they were made before.
 
-    An image whose prompt is no longer in the boxes file counts as one without.
+    An image whose prompt is no longer in the boxes file, or that cannot be read any more, counts as one without.
     """
     found: CohortCandidates = []
     bits = cohort.scratch.growing()
@@ -75,10 +75,9 @@ def _give_back_bits(found: CohortCandidates, rows: np.ndarray) -> None:
 
 def _of_image(workspace: Workspace, cohort: Cohort, number: int) -> list[FrameCandidates] | None:
     row, side = cohort.images[number], cohort.config.side_px
-    volume = workspace.store.read_image(row.id)
     try:
-        candidates = find_candidates(workspace, volume, row.path)
-    except ProtocolError:
+        candidates = find_candidates(workspace, workspace.store.read_image(row.id), row.path)
+    except (ProtocolError, ImageError):
         return None
     chosen = choose_candidates(workspace, candidates)
     return [

@@ -139,7 +139,8 @@ def _picture(workspace: Workspace, label: LabelVersionRow, score: float, truth: 
     caption = "" if whole is None else "; ".join(whole.reasons)
     if whole is not None and whole.expected_dice is not None:
         bounds = f"[{whole.expected_dice_low:.2f}, {whole.expected_dice_high:.2f}]"
-        caption = f"expected Dice {whole.expected_dice:.2f} {bounds} (prior)" + (f": {caption}" if caption else "")
+        bounds += "" if whole.n_approved else " (prior)"
+        caption = f"expected Dice {whole.expected_dice:.2f} {bounds}" + (f": {caption}" if caption else "")
     return picture_of(label.image_id, volume.array, contours, caption=caption, score=score, affine=volume.affine)
 
 

@@ -14,7 +14,7 @@ import torch
 
 from samcorrect import __version__
 from samcorrect.lib.core.metrics import rounded
-from samcorrect.lib.errors import ImageError
+from samcorrect.lib.errors import ImageError, LabelError
 from samcorrect.lib.loop.audit import audit_start
 from samcorrect.lib.loop.cohort import Cohort, best_labels, load_cohort
 from samcorrect.lib.loop.corrected_labels import save_correction
@@ -166,6 +166,9 @@ def _run_round(
             if workspace.store.ledger.run_label(image_id, TAG_CORRECTED, result.run_id, number) is None:
                 made_in = {"ceiling": ceiling or told_ceiling, "run_id": result.run_id, "round_number": number}
                 save_correction(workspace, cohort, image_number, correction, **made_in)
+        # What a person has rejected, before it was made or since, is no correction.
+        made = workspace.store.ledger.run_labels(TAG_CORRECTED, result.run_id, number)
+        judged = {n: changes for n, changes in judged.items() if cohort.images[n].id in made}
     with result.timed("retrain"):
         student = _retrain_round(workspace, cohort, scores, flagged, judged, result.run_id, number, of_round)
     logger.info("round %d: %d flagged, %d corrected", number, int(flagged.any(1).sum()), len(judged))
@@ -196,7 +199,7 @@ def _retrain_round(
 ) -> dict[str, Any]:
     labels = {row.id: label for row, label in zip(cohort.images, cohort.labels, strict=True)}
     labels |= workspace.store.ledger.run_labels(TAG_CORRECTED, run_id, number)
-    updated = _with_labels(workspace, cohort, labels, progress)
+    updated = _relabelled(workspace, cohort, labels)
     weights: torch.Tensor | None = None
     posterior = np.ones(scores.posterior.shape)
     if workspace.settings.preset == "samcorrect":
@@ -271,6 +274,8 @@ def _open_run(workspace: Workspace) -> RunRow:
     found = {image_id: label for image_id, label in start.items() if label is not None}
     if not found:
         faults = ledger.quarantined()
+        if not faults:
+            raise LabelError("every label was rejected; submit or import others, or try another prompt or SAM model")
         raise ImageError(f"none of the {len(faults)} image(s) can be used; the first fault: {faults[0][1]}")
     labels = {image_id: label.id for image_id, label in found.items()}
     # A label that a person approved as it is has the same content and another weight.
@@ -299,9 +304,15 @@ def _labels_after(workspace: Workspace, result: RunResult, n_rounds: int) -> dic
 def _with_labels(
     workspace: Workspace, cohort: Cohort | None, labels: dict[str, LabelVersionRow], progress: Progress
 ) -> Cohort:
-    """The cohort with other labels; only what changed is read, unless an image has none any more."""
-    if cohort is None or any(row.id not in labels for row in cohort.images):
+    """The cohort with other labels; only what changed is read, unless an image has none any more or was set aside."""
+    usable = labels.keys() & set(workspace.store.ledger.image_ids())
+    if cohort is None or any(row.id not in usable for row in cohort.images):
         return load_cohort(workspace, labels, progress=progress)
+    return _relabelled(workspace, cohort, labels)
+
+
+def _relabelled(workspace: Workspace, cohort: Cohort, labels: dict[str, LabelVersionRow]) -> Cohort:
+    """The images of a cohort with other labels."""
     targets, used = cohort.scratch.copy(cohort.targets), list(cohort.labels)
     for number, row in enumerate(cohort.images):
         label = labels[row.id]

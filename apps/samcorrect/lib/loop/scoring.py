@@ -205,6 +205,8 @@ def measure_labels(
                     taken = asked[0][0]
                     told["asked_dice"], sizes[1] = agreement(mask, taken), log_area_ratio(mask, taken)
                     of_sam.append(asked)
+                elif peers.is_asked is not None and peers.is_asked[k] and not (mask.any() or peer.any()):
+                    sizes[1] = 0.0  # nobody sees anything to ask about
             if of_sam:
                 told["prompt_dice"] = prompt_dice(mask, *map(np.concatenate, zip(*of_sam, strict=True)))
             for name, value in told.items():

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from samcorrect.lib.core.correction import choose_correction, plausible_areas
-from samcorrect.lib.errors import ProtocolError
+from samcorrect.lib.errors import ImageError, ProtocolError
 from samcorrect.lib.loop.asked_again import ask_sam
 from samcorrect.lib.loop.candidates import Candidates, find_candidates
 from samcorrect.lib.loop.cohort import Cohort, draw_masks
@@ -123,7 +123,10 @@ def _offers(
     """Of an image, structure number to the masks that may take the place of its label: where each comes from, to
     candidates and which of them."""
     row, offers = cohort.images[number], {}
-    volume = workspace.store.read_image(row.id)
+    try:
+        volume = workspace.store.read_image(row.id)
+    except ImageError:  # it was there when the cohort was read
+        return {}
     given = _given(workspace, volume, row.path) if is_nearer.any() else None
     for k in map(int, np.flatnonzero(is_nearer | is_known)):
         offers[k] = {}

@@ -210,6 +210,8 @@ def _training_data(
 ) -> TrainingData:
     slices = cohort.subset(numbers)
     drawn = cohort.of_slices(np.ones(len(cohort)) if sampling is None else sampling)[slices]
+    if not (drawn > 0).any():  # none is trusted
+        drawn = torch.ones_like(drawn)
     return TrainingData(
         frames=cohort.frames,
         targets=cohort.targets,
@@ -226,7 +228,8 @@ def _hold_out(cohort: Cohort, numbers: np.ndarray, data: TrainingData, *, seed: 
     is_trusted = (data.sampling[lengths.cumsum(0) - lengths] >= TRUSTED_SAMPLING).numpy()
     if is_trusted.sum() < MIN_IMAGES_TO_HOLD_OUT:
         return data
-    cases = cases_of([cohort.images[n].id for n in numbers], [cohort.images[n].case_id for n in numbers])
+    of_all = cases_of([image.id for image in cohort.images], [image.case_id for image in cohort.images])
+    cases = [of_all[n] for n in numbers]
     trusted = list(dict.fromkeys(case for case, is_good in zip(cases, is_trusted, strict=True) if is_good))
     order = np.random.default_rng(seed).permutation(len(trusted))
     chosen = {trusted[number] for number in order[: max(1, round(HELD_OUT_SHARE * len(trusted)))]}

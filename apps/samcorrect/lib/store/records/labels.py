@@ -177,8 +177,8 @@ class LabelRecords(Records):
             row.info = {**row.info, "viewer": merge_notes(row.info.get("viewer", {}), notes)}
 
     def set_quality(self, label_version_id: int, rows: Sequence[QualityRow]) -> None:
-        """Replace the quality of a label version; index 0, the whole label, sets the image's place in the queue, unless
-        the newest label was rejected: such an image stays at the head until it has a new one.
+        """Replace the quality of a label version. That of the best label, of index 0, sets its image's place in the
+        queue, unless the newest label was rejected: such an image stays at the head until it has a new one.
         """
         with self.session(writes=True) as session:
             _replace_quality(session, session.get_one(LabelVersionRow, label_version_id), rows)
@@ -207,13 +207,17 @@ class LabelRecords(Records):
             return set(session.scalars(query))
 
     def update_quality(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Set columns of quality rows, where the place of no image in the queue changes by it: nothing to audit.
+        """Set columns of quality rows, where the place of no image in the queue changes by it.
 
         Args:
             rows: Of each `id` and the columns to set, the same of all.
         """
         with self.session(writes=True) as session:
             session.execute(update(QualityRow), list(rows))
+            for number in (row["id"] for row in rows if "score" in row):
+                quality = session.get_one(QualityRow, number)
+                if quality.structure_index == 0:
+                    _audit_score(session, session.get_one(LabelVersionRow, quality.label_version_id), quality)
 
     def counts(self) -> dict[str, int]:
         """Images in all, approved, scored, and labels by tag, for status pages."""
@@ -317,7 +321,13 @@ def _replace_quality(session: Session, label: LabelVersionRow, rows: Sequence[Qu
         return
     newest = newest_label(session, label.image_id)
     if not (label.is_rejected or (newest is not None and newest.is_rejected)):
-        session.execute(update(ImageRow).where(ImageRow.id == label.image_id).values(queue_score=whole.score))
+        # A label that is scored while another is the best is not what a person would be shown.
+        is_shown = (ImageRow.id == label.image_id) & (ImageRow.best_label_id == label.id)
+        session.execute(update(ImageRow).where(is_shown).values(queue_score=whole.score))
+    _audit_score(session, label, whole)
+
+
+def _audit_score(session: Session, label: LabelVersionRow, whole: QualityRow) -> None:
     details = {name: _stored(getattr(whole, name)) for name in ("score", "expected_dice")}
     of = {"image_id": label.image_id, "label_version_id": label.id}
     append_audit(session, EVENT_SCORED, actor=SAMCORRECT, details=details, **of)
