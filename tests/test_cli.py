@@ -74,6 +74,15 @@ def test_the_help_of_every_command_shows_an_example(command, capsys):
     build_parser().parse_args(words[1:])  # the example itself is accepted
 
 
+def test_the_help_says_what_a_setting_may_be_and_is(capsys):
+    with pytest.raises(SystemExit):
+        main(["loop", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "which method the rounds follow (one of samcorrect, huang2023; default: samcorrect)" in told
+    assert "seed of every random choice (default: 0)" in told
+    assert "--served" not in told
+
+
 def test_every_command_is_in_the_help(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
@@ -98,6 +107,16 @@ def test_a_missing_studies_folder_is_named(run, command, tmp_path):
     assert code == 1
     assert said.startswith(f"samcorrect {command}: the studies folder {tmp_path}/nowhere does not exist")
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_missing_folder_of_masks_is_named_as_one(run, studies, tmp_path):
+    code, _, said = run("import-labels", tmp_path / "nowhere", "--studies", studies)
+    assert (code, f"the folder of masks {tmp_path}/nowhere does not exist" in said) == (1, True)
+
+
+def test_labels_are_made_before_they_are_evaluated(run, studies, phantoms):
+    code, _, said = run("evaluate", "--studies", studies, "--ground-truth", phantoms.labels)
+    assert (code, "no image has a label yet; run `samcorrect pseudo-label`" in said) == (1, True)
 
 
 def test_an_empty_studies_folder_says_what_is_read(run, phantoms, tmp_path):

@@ -23,7 +23,7 @@ def test_a_sam_model_is_added_listed_verified_and_found_damaged(run, make_studie
     lines = {line[2:].split()[0]: line for line in told.partition("SAM models:\n")[2].splitlines()}
     assert lines["ours"].startswith("* ours")
     assert lines["ours"].endswith("weights are here")
-    assert "samcorrect models add sam_vit_b" in lines["sam_vit_b"]
+    assert lines["sam_vit_b"].endswith(f"samcorrect models add sam_vit_b --studies {studies}")
 
     code, told, _ = run("models", "verify", *where)
     assert code == 0

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from samcorrect import __version__
 from samcorrect.lib.errors import SamCorrectError
@@ -79,7 +79,10 @@ def _add_loop_commands(commands: Any) -> None:
     loop.add_argument("--rounds", type=int, help="rounds of score, correct and retrain, at most (default: 2)")
     loop.add_argument("--out", type=Path, required=True, help="folder for report.html and report.json")
     loop.add_argument(
-        "--served", action="store_true", help="write progress.json into --out, and end when standard input does"
+        # Of the server: write progress.json into --out, and end when standard input does.
+        "--served",
+        action="store_true",
+        help=argparse.SUPPRESS,
     )
     loop.add_argument("--ground-truth", type=Path, help="label maps of the studies, for evaluation only")
     loop.add_argument("--test-images", type=Path, help="held-out images for the comparison")
@@ -369,7 +372,16 @@ def _workspace_command(
 
 def _add_settings(parser: argparse.ArgumentParser, options: Mapping[str, str]) -> None:
     for option, setting in options.items():
-        parser.add_argument(option, dest=setting, metavar="VALUE", help=Settings.model_fields[setting].description)
+        parser.add_argument(option, dest=setting, metavar="VALUE", help=_told_of(setting))
+
+
+def _told_of(setting: str) -> str:
+    """What a setting is, what it may be and what it is by default, for argparse."""
+    field = Settings.model_fields[setting]
+    choices = f"one of {', '.join(get_args(field.annotation))}" if get_origin(field.annotation) is Literal else ""
+    default = "" if field.default is None else f"default: {field.default}"
+    more = "; ".join(filter(None, (choices, default)))
+    return f"{field.description}{f' ({more})' if more else ''}".replace("%", "%%")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import numpy as np
 from samcorrect import commands_history as history
 from samcorrect import commands_models
 from samcorrect.console import EXIT_SET_ASIDE, print_table, show_progress, shown, tell_set_aside
-from samcorrect.lib.errors import SettingsError, StoreError
+from samcorrect.lib.errors import LabelError, SettingsError, StoreError
 from samcorrect.lib.loop import workspace as ws
 from samcorrect.lib.loop.arms import compare
 from samcorrect.lib.loop.cohort import best_labels
@@ -165,6 +165,8 @@ def _evaluate(parsed: argparse.Namespace, settings: Settings) -> int:
     workspace = ws.open_workspace(parsed.studies, settings)
     protocol, ledger = workspace.require_protocol(), workspace.store.ledger
     labels = best_labels(workspace)
+    if not labels:
+        raise LabelError("no image has a label yet; run `samcorrect pseudo-label` or `samcorrect import-labels` first")
     true_dice = label_dice(workspace, labels, GroundTruth(parsed.ground_truth))
     if not true_dice:
         raise StoreError(

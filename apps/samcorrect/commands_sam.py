@@ -1,6 +1,7 @@
 """The commands about SAM models: `samcorrect models list`, `add` and `verify`."""
 
 import argparse
+import shlex
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -15,11 +16,12 @@ from samcorrect.lib.networks.architectures import ARCHITECTURES
 def list_models(workspace: Workspace) -> None:
     """Print the SAM models, where their weights are, and which one is in use."""
     print("SAM models:")
+    studies = shlex.quote(workspace.store.studies.location)
     for entry in known_models(workspace.store.state_dir).values():
         used = "*" if entry.name == workspace.settings.sam_model else " "
         is_here = entry.weights is not None and entry.weights.is_file()
         by_hand = "" if entry.sha256 else " --weights FILE"
-        where = "weights are here" if is_here else f"samcorrect models add {entry.name}{by_hand}"
+        where = "weights are here" if is_here else f"samcorrect models add {entry.name} --studies {studies}{by_hand}"
         prompts = ", ".join(ARCHITECTURES[entry.architecture].prompts)
         print(f"{used} {entry.name:14s}  {entry.architecture:12s}  {entry.licence:12s}  {prompts:16s}  {where}")
 

@@ -47,11 +47,14 @@ def test_mlflow_without_a_server_is_a_clear_error(uri, match):
 
 @pytest.mark.slow
 def test_mlflow_keeps_the_curve_in_a_database(tmp_path: Path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY", raising=False)
+    from mlflow.telemetry.utils import is_telemetry_disabled
     from mlflow.tracking import MlflowClient
 
     monkeypatch.chdir(tmp_path)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     tracker = MLflow(uri, "student-1", {"student_steps": 3})
+    assert is_telemetry_disabled()
     tracker.note(1, {"loss": 2.0})
     tracker.close()
 

@@ -253,6 +253,8 @@ def _usual_size_vox(boxes: dict[tuple[str, str], tuple[float, ...]], name: str) 
 
 def _fault(fault: ErrorDetails) -> str:
     place = ".".join(str(part + 1) if isinstance(part, int) else str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return f"{place}: no such key; is it misspelt? (got {fault['input']!r:.80})"
     return f"{place}: {fault['msg'].removeprefix('Value error, ')} (got {fault['input']!r:.80})"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from samcorrect.lib.errors import ImageError, LabelError, RequestError
+from samcorrect.lib.errors import ImageError, LabelError, RequestError, StoreError
 from samcorrect.lib.loop.cohort import best_labels
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
 from samcorrect.lib.store.files import write_atomically, write_bytes_atomically
@@ -46,6 +46,10 @@ def import_labels(
         StoreError: The folder is missing.
     """
     approved_by = None if approved_by is None else check_text("name", approved_by, MAX_NAME)
+    if not folder.is_dir():
+        raise StoreError(
+            f"the folder of masks {folder} does not exist; give the one that has them, named like their images"
+        )
     files, unusable = LocalStudies(folder).scan()
     known = {row.id for row in workspace.store.require_images()}
     matched = [file for file in files if file.id in known]

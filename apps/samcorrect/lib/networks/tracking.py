@@ -1,6 +1,7 @@
 """The curves of trainings, for people to look at: TensorBoard's files, or an MLflow server."""
 
 import logging
+import os
 import socket
 import threading
 from collections.abc import Callable, Mapping
@@ -81,6 +82,7 @@ class MLflow(_Guarded):
             DependencyError: mlflow is not installed.
             TrackingError: Nobody answers at `uri`, or mlflow cannot use it.
         """
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # else it tells its makers, as it is imported
         try:
             from mlflow.exceptions import MlflowException
             from mlflow.tracking import MlflowClient

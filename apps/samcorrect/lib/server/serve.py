@@ -63,7 +63,8 @@ def check_host(host: str, *, is_auth_on: bool) -> None:
     if not is_loopback and not is_auth_on:
         raise SettingsError(
             f"--host {host} lets other machines in, and without a login everybody is an administrator: listen on "
-            f"{DEFAULT_HOST} behind a proxy that asks for a login, or set MONAI_LABEL_AUTH_ENABLE=true"
+            f"{DEFAULT_HOST} behind a proxy that asks for a login (with MONAI_LABEL_AUTH_ENABLE=true monailabel asks "
+            "for one itself, which up to 0.8.5 lets nobody in)"
         )
 
 

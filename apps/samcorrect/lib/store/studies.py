@@ -210,7 +210,10 @@ def require_images(images: list[ImageFile], location: str) -> None:
     if not images and "://" in location:
         raise StoreError(f"no image series in the PACS at {location} (under MONAI_LABEL_DICOMWEB_SEARCH_FILTER)")
     if not images:
-        raise StoreError(f"no images in {location}; samcorrect reads {', '.join(IMAGE_SUFFIXES)}")
+        raise StoreError(
+            f"no images in {location}; samcorrect reads {', '.join(IMAGE_SUFFIXES)}. Convert others (DICOM with "
+            "dcm2niix), or give the DICOMweb URL of a PACS"
+        )
 
 
 def _ranked(name: str) -> tuple[str, int, str]:

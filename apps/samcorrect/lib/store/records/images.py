@@ -119,7 +119,10 @@ def require_image(session: Session, image_id: str) -> ImageRow:
     """The row of one image. Raises UnknownImageError."""
     row = session.get(ImageRow, image_id)
     if row is None:
-        raise UnknownImageError(f"no image {image_id[:80]!r} in the store; GET /datastore/?output=all lists them")
+        raise UnknownImageError(
+            f"no image {image_id[:80]!r} in the store; an image is called by its path below the studies, without the "
+            "suffix (GET /datastore/?output=all lists them)"
+        )
     return row
 
 

@@ -90,8 +90,8 @@ class ReviewRecords(Records):
                 raise UnknownLabelError(f"no label version {label_version_id} in the ledger")
             if label.is_rejected and not even_rejected:
                 raise ConflictError(
-                    f"version {label.id} of {label.image_id} was rejected; approve another version, or say that you "
-                    "mean this one although it was rejected"
+                    f"version {label.id} of {label.image_id} was rejected; approve another version, or say with "
+                    "`even_rejected` that you mean this one although it was rejected"
                 )
             seen, maker = label.id if expected_best is None else expected_best, f"{USER}{reviewer}"
             newer = select(LabelVersionRow).where(
