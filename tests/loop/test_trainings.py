@@ -15,6 +15,18 @@ from samcorrect.lib.loop.students import _hold_out, _training_data, out_of_fold_
 FEW = np.arange(4)
 
 
+def two_of_each(cohort, patient_of):
+    """The images of a cohort twice, each of the patient of its number."""
+    return replace(
+        cohort,
+        images=[replace_case(row, f"patient{patient_of(n)}") for n, row in enumerate([*cohort.images] * 2)],
+        labels=cohort.labels * 2,
+        spans=[slice(n, n + 1) for n in range(2 * len(cohort))],
+        frames=torch.cat([cohort.frames] * 2),
+        targets=torch.cat([cohort.targets] * 2),
+    )
+
+
 @pytest.fixture
 def cohort_of(labelled):
     def of(**settings):
@@ -78,15 +90,8 @@ def test_without_tracking_there_are_no_files(cohort_of):
 def test_a_tenth_of_the_trusted_cases_is_held_out_whole(cohort_of):
     _, cohort = cohort_of()
     # Ten patients with two images each.
-    rows = [replace_case(row, f"patient{number // 2}") for number, row in enumerate([*cohort.images] * 2)]
-    twice = replace(
-        cohort,
-        images=rows,
-        labels=cohort.labels * 2,
-        spans=[slice(n, n + 1) for n in range(20)],
-        frames=torch.cat([cohort.frames] * 2),
-        targets=torch.cat([cohort.targets] * 2),
-    )
+    twice = two_of_each(cohort, lambda number: number // 2)
+    rows = twice.images
     sampling = np.where(np.arange(20) < 4, 0.1, 1.0)  # nobody trusts the first two patients
     data = _training_data(twice, np.arange(20), sampling, None)
 
@@ -102,15 +107,8 @@ def test_a_tenth_of_the_trusted_cases_is_held_out_whole(cohort_of):
 def test_few_patients_of_a_fold_are_patients_all_the_same(cohort_of):
     _, cohort = cohort_of()
     # Four patients in all, of whom a fold has two, with five images each.
-    rows = [replace_case(row, f"patient{number % 4}") for number, row in enumerate([*cohort.images] * 2)]
-    twice = replace(
-        cohort,
-        images=rows,
-        labels=cohort.labels * 2,
-        spans=[slice(n, n + 1) for n in range(20)],
-        frames=torch.cat([cohort.frames] * 2),
-        targets=torch.cat([cohort.targets] * 2),
-    )
+    twice = two_of_each(cohort, lambda number: number % 4)
+    rows = twice.images
     fold = np.flatnonzero(np.arange(20) % 4 < 2)
 
     held_out = _hold_out(twice, fold, _training_data(twice, fold, None, None), seed=0).held_out

@@ -30,6 +30,7 @@ from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
 from samcorrect.lib.networks.samples import TrainingData
 from samcorrect.lib.networks.student import Student, StudentConfig
 from samcorrect.lib.networks.training import WeighBatch, train_network
+from samcorrect.lib.settings import Settings
 
 # Fold seeds and student seeds are drawn apart so that no two trainings of a round share their batches.
 SEED_STRIDE = 1000
@@ -134,17 +135,14 @@ def train_on(
         data = _hold_out(cohort, numbers, data, seed=seed)
     if favours_approved and settings.has_module("image_weights"):
         data = _favour_approved(cohort, data)
-    pieces = _in_one_piece(cohort, numbers) if settings.has_module("largest_piece") else ()
-    config = replace(cohort.config, dropout=dropout, in_one_piece=pieces)
+    config = replace(cohort.config, dropout=dropout, in_one_piece=_in_one_piece(settings, cohort, numbers))
     rules = {"steps": steps, "seed": seed, "weigh_batch": weigh_batch, "start": start}
     with torch_threads(threads_of_training(settings, n_beside)):
-        digest = training_digest(workspace, config, data, **rules)[:32]
-        relative = Path(MODELS_NAME) / f"{digest}.pt"
+        relative = Path(MODELS_NAME) / f"{training_digest(workspace, config, data, **rules)[:32]}.pt"
         path = workspace.store.state_dir / relative
         kept = load_kept(path) or _train(workspace, config, data, path, name=name, progress=progress, **rules)
     progress(name, steps, steps)
-    student, curve = kept
-    return Trained(student, relative.as_posix(), curve)
+    return Trained(kept[0], relative.as_posix(), kept[1])
 
 
 def _train(
@@ -193,10 +191,12 @@ def can_start_from(student: Student, cohort: Cohort) -> bool:
     return (one.names, one.indices, one.dims) == (other.names, other.indices, other.dims)
 
 
-def _in_one_piece(cohort: Cohort, numbers: np.ndarray) -> tuple[bool, ...]:
+def _in_one_piece(settings: Settings, cohort: Cohort, numbers: np.ndarray) -> tuple[bool, ...]:
     """(K,) whether the labels of some images show a structure in one piece, and those of people do not contradict: SAM
-    may have made one piece of whatever there is.
+    may have made one piece of whatever there is. Empty without the module largest_piece.
     """
+    if not settings.has_module("largest_piece"):
+        return ()
     found, is_approved = [], cohort.is_approved[numbers]
     for channel in range(1, cohort.n_structures + 1):
         said = [is_one_piece(cohort.mask(n, channel)) for n in numbers]
