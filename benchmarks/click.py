@@ -38,7 +38,7 @@ from sam2_task import open_sam2, sam2_click
 from store import percentiles, running, wait_for_server
 
 from samcorrect.lib.loop.slices import Slices
-from samcorrect.lib.loop.workspace import count_cores, open_workspace
+from samcorrect.lib.loop.workspace import count_cores, count_threads, open_workspace
 from samcorrect.lib.settings import load_settings
 
 TIMEOUT_S = 600
@@ -246,7 +246,7 @@ def bare_decoder(studies: Path, side: int, k: int) -> Callable[[], object]:
 
 def n_threads() -> int:
     """Threads of everything that is measured: SAMCORRECT_THREADS, or one for each core."""
-    return load_settings({}).threads or count_cores()
+    return count_threads(load_settings({}))
 
 
 def box(side: int, k: int, shift: int = 0) -> dict[str, Any]:

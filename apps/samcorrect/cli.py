@@ -76,7 +76,7 @@ def _add_loop_commands(commands: Any) -> None:
         "samcorrect loop --studies images --protocol protocol.yaml --rounds 2 --out report",
     )
     _add_settings(loop, WORKER_SETTINGS)
-    loop.add_argument("--rounds", type=int, help="rounds of score, correct and retrain, at most (default: 2)")
+    loop.add_argument("--rounds", type=int, help=_told_of("rounds"))
     loop.add_argument("--out", type=Path, required=True, help="folder for report.html and report.json")
     loop.add_argument(
         # Of the server: write progress.json into --out, and end when standard input does.

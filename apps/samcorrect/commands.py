@@ -19,7 +19,7 @@ from samcorrect.console import EXIT_SET_ASIDE, print_table, show_progress, shown
 from samcorrect.lib.errors import LabelError, SettingsError, StoreError
 from samcorrect.lib.loop import workspace as ws
 from samcorrect.lib.loop.arms import compare
-from samcorrect.lib.loop.cohort import best_labels
+from samcorrect.lib.loop.cohort import NO_LABELS, best_labels
 from samcorrect.lib.loop.correction import correct_store
 from samcorrect.lib.loop.doctor import check_installation
 from samcorrect.lib.loop.evaluation import GroundTruth, evaluate_quality, label_dice
@@ -166,7 +166,7 @@ def _evaluate(parsed: argparse.Namespace, settings: Settings) -> int:
     protocol, ledger = workspace.require_protocol(), workspace.store.ledger
     labels = best_labels(workspace)
     if not labels:
-        raise LabelError("no image has a label yet; run `samcorrect pseudo-label` or `samcorrect import-labels` first")
+        raise LabelError(NO_LABELS)
     true_dice = label_dice(workspace, labels, GroundTruth(parsed.ground_truth))
     if not true_dice:
         raise StoreError(

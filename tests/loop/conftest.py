@@ -15,6 +15,7 @@ import pytest
 from scipy.ndimage import shift
 
 from samcorrect.cli import main
+from samcorrect.lib.errors import ImageError
 from samcorrect.lib.loop.workspace import Workspace, open_workspace
 from samcorrect.lib.store.engine import LEDGER_NAME
 from samcorrect.lib.store.volumes import LPS_TO_RAS, read_label_map
@@ -48,6 +49,23 @@ def phantom_workspace(phantoms, tmp_path: Path):
     yield open_with
     for workspace in opened:
         workspace.store.ledger.close()
+
+
+@pytest.fixture
+def lose_images(monkeypatch) -> Callable[..., None]:
+    """A function after which some images of a workspace cannot be read any more, by default none can."""
+
+    def lose(workspace: Workspace, *lost: str) -> None:
+        read_image = workspace.store.read_image
+
+        def read(image_id: str):
+            if not lost or image_id in lost:
+                raise ImageError("the image is gone")
+            return read_image(image_id)
+
+        monkeypatch.setattr(workspace.store, "read_image", read)
+
+    return lose
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ from scipy.ndimage import shift
 from samcorrect.lib.core.boxes import box_of_mask
 from samcorrect.lib.core.metrics import dice
 from samcorrect.lib.core.quality import prompt_dice
-from samcorrect.lib.errors import ImageError
 from samcorrect.lib.loop import asked_again
 from samcorrect.lib.loop.asked_again import ask_cohort, ask_sam, boxes_of_students, structures_to_ask
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
@@ -23,10 +22,6 @@ from samcorrect.lib.loop.rescoring import score_store
 from samcorrect.lib.loop.workspace import open_workspace
 
 NAN = float("nan")
-
-
-def gone(*_):
-    raise ImageError("the image is gone")
 
 
 def one_hot(targets: torch.Tensor, n_channels: int = 3) -> torch.Tensor:
@@ -59,7 +54,7 @@ def test_structures_on_which_students_and_labels_agree_are_asked_about(labelled)
     assert structures_to_ask(empty, one_hot(empty.targets)).tolist() == [False, False]
 
 
-def test_sam_is_asked_in_the_box_that_is_seen_and_what_it_took_is_kept(labelled, monkeypatch):
+def test_sam_is_asked_in_the_box_that_is_seen_and_what_it_took_is_kept(labelled, monkeypatch, lose_images):
     workspace = labelled(shares_trainings=False, is_bad=lambda _: False, n_candidates=16)
     cohort = load_cohort(workspace, best_labels(workspace))
     truth = one_hot(cohort.targets)
@@ -87,11 +82,6 @@ def test_sam_is_asked_in_the_box_that_is_seen_and_what_it_took_is_kept(labelled,
     label_map = workspace.store.read_label(cohort.labels[0])
     assert dice(on_grid, label_map == cohort.config.indices[0]) > 0.85
 
-    with monkeypatch.context() as patch:
-        patch.setattr(workspace.store, "read_image", gone)
-        nobody = ask_cohort(workspace, cohort, truth, np.array([True, False]))
-        assert nobody.masks(cohort.spans[0], 0) is None
-
     def forbidden(*_, **__):
         raise AssertionError("SAM was asked again for what is on the disk")
 
@@ -100,6 +90,9 @@ def test_sam_is_asked_in_the_box_that_is_seen_and_what_it_took_is_kept(labelled,
     assert torch.equal(again.bits, asked.bits)
     with pytest.raises(AssertionError, match="asked again"):
         ask_sam(workspace, volume, 0, asked.boxes_vox[:1, 0] + 1)
+    lose_images(workspace)
+    nobody = ask_cohort(workspace, cohort, truth, np.array([True, False]))
+    assert nobody.masks(cohort.spans[0], 0) is None
 
 
 @pytest.mark.parametrize("spacing_mm", [(1, 1, 1), (1, 3, 5)])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from samcorrect.lib.core.correction import Choice, huang_correct
-from samcorrect.lib.errors import ImageError, UnknownImageError, UnknownLabelError
+from samcorrect.lib.errors import UnknownImageError, UnknownLabelError
 from samcorrect.lib.loop import correction
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
 from samcorrect.lib.loop.corrected_labels import Correction, correct_image, known_ceiling, save_correction
@@ -23,10 +23,6 @@ from samcorrect.lib.loop.reviews import image_state, reject_label
 from samcorrect.lib.loop.rounds import posterior_after
 from samcorrect.lib.loop.scoring import score_cohort
 from samcorrect.lib.loop.students import train_on, trusted_only
-
-
-def gone(*_):
-    raise ImageError("the image is gone")
 
 
 @pytest.mark.slow
@@ -145,12 +141,12 @@ def test_what_a_person_rejects_meanwhile_is_not_corrected_and_no_correction_undo
     assert image_state(workspace, "case2") == "rejected"
 
 
-def test_an_image_that_is_gone_meanwhile_is_not_corrected(labelled, monkeypatch):
+def test_an_image_that_is_gone_meanwhile_is_not_corrected(labelled, lose_images):
     workspace = labelled(shares_trainings=False)
     cohort = load_cohort(workspace, best_labels(workspace))
     choices = {0: Choice(STUDENT, cohort.mask(2, 1).astype(np.float32), 0.4, 0.9)}
     assert correction._on_grid(workspace, cohort, 2, choices) is not None
-    monkeypatch.setattr(workspace.store, "read_image", gone)
+    lose_images(workspace)
     assert correction._on_grid(workspace, cohort, 2, choices) is None
 
 

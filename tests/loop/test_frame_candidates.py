@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from samcorrect.lib.core.metrics import dice
-from samcorrect.lib.errors import ImageError, ProtocolError
+from samcorrect.lib.errors import ProtocolError
 from samcorrect.lib.loop import frame_candidates
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
 from samcorrect.lib.loop.frame_candidates import read_candidates, shrink_masks
@@ -77,18 +77,11 @@ def test_bits_are_the_masks(side, rng):
     np.testing.assert_array_equal(kept.masks, masks)
 
 
-def test_an_image_that_is_gone_meanwhile_has_no_candidates(phantom_workspace, monkeypatch):
+def test_an_image_that_is_gone_meanwhile_has_no_candidates(phantom_workspace, lose_images):
     workspace = phantom_workspace()
     pseudo_label_store(workspace, image_ids=["case0", "case1"])
     cohort = load_cohort(workspace, best_labels(workspace))
-    read_image = workspace.store.read_image
-
-    def read(image_id: str):
-        if image_id == "case0":
-            raise ImageError("the image is gone")
-        return read_image(image_id)
-
-    monkeypatch.setattr(workspace.store, "read_image", read)
+    lose_images(workspace, "case0")
     gone, there = read_candidates(workspace, cohort)
     assert gone is None
     assert len(there) == 2

@@ -8,7 +8,7 @@ import torch
 
 from samcorrect.lib.core.correction import loses_edges
 from samcorrect.lib.core.metrics import dice
-from samcorrect.lib.errors import ImageError, ProtocolError
+from samcorrect.lib.errors import ProtocolError
 from samcorrect.lib.loop import correction, second_choice
 from samcorrect.lib.loop.asked_again import ask_cohort
 from samcorrect.lib.loop.candidates import find_candidates
@@ -85,13 +85,9 @@ def test_an_image_without_its_box_keeps_its_label(disputed, monkeypatch):
     assert not choose_again(workspace, cohort, peers, *np.ones((3, 2, 2), bool))
 
 
-def test_an_image_that_is_gone_meanwhile_keeps_its_label(disputed, monkeypatch):
+def test_an_image_that_is_gone_meanwhile_keeps_its_label(disputed, lose_images):
     workspace, cohort, peers, _ = disputed
-
-    def gone(*_):
-        raise ImageError("the image is gone")
-
-    monkeypatch.setattr(workspace.store, "read_image", gone)
+    lose_images(workspace)
     everything = np.ones((2, 2), bool)
     assert choose_again(workspace, cohort, peers, everything, everything, everything) == {}
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from samcorrect.lib.errors import TrainingError
-from samcorrect.lib.loop import side_by_side, trainings
+from samcorrect.lib.loop import trainings
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
 from samcorrect.lib.loop.side_by_side import threads_of_training, torch_threads, train_side_by_side
 from samcorrect.lib.loop.students import out_of_fold_probs, train_on
@@ -19,7 +19,7 @@ from samcorrect.lib.settings import Settings
 @pytest.fixture
 def cohort_of(labelled, monkeypatch):
     """Workspaces of so many threads on a machine of two cores."""
-    monkeypatch.setattr(side_by_side, "count_cores", lambda: 2)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(2))
     before = torch.get_num_threads()
 
     def of(name, **settings):
@@ -39,7 +39,7 @@ def at_work() -> list[threading.Thread]:
     [(0, 1, 1, 1), (0, 2, 1, 1), (0, 4, 3, 1), (0, 16, 15, 7), (1, 16, 1, 1), (4, 16, 4, 2), (64, 16, 15, 7)],
 )
 def test_trainings_share_the_threads_and_leave_a_core(n_set, n_cores, alone, of_two, monkeypatch):
-    monkeypatch.setattr(side_by_side, "count_cores", lambda: n_cores)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(n_cores))
     assert [threads_of_training(Settings(threads=n_set), n) for n in (1, 2)] == [alone, of_two]
 
 

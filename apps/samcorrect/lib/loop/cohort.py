@@ -21,6 +21,7 @@ from samcorrect.lib.transforms.frame import labels_to_frame, normalise_intensity
 logger = logging.getLogger(__name__)
 
 STAGE_READ = "reading images"
+NO_LABELS = "no image has a label yet; run `samcorrect pseudo-label` or `samcorrect import-labels` first"
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def load_cohort(
         targets.append(labels_to_frame(label_map, protocol.indices, side).to(torch.uint8))
         progress(STAGE_READ, done + 1, len(rows))
     if not images:
-        raise LabelError("no image has a label yet; run `samcorrect pseudo-label` or `samcorrect import-labels` first")
+        raise LabelError(NO_LABELS)
     ends = np.cumsum([shape[2] for shape in shapes])
     spans = [slice(int(end - shape[2]), int(end)) for end, shape in zip(ends, shapes, strict=True)]
     arrays = (frames.finish(), targets.finish())

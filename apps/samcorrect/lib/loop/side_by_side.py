@@ -15,7 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import torch
 
-from samcorrect.lib.loop.workspace import Progress, count_cores
+from samcorrect.lib.loop.workspace import Progress, count_cores, count_threads
 from samcorrect.lib.settings import Settings
 
 T = TypeVar("T")
@@ -45,8 +45,7 @@ def threads_of_training(settings: Settings, n_beside: int = 1) -> int:
     """Threads of each of `n_beside` trainings, at least one: their share of those set, and of all cores but one, which
     is left to other work.
     """
-    n_threads = settings.threads or count_cores()
-    return max(1, min(n_threads, count_cores() - 1) // n_beside)
+    return max(1, min(count_threads(settings), count_cores() - 1) // n_beside)
 
 
 @contextmanager
@@ -84,7 +83,7 @@ def train_side_by_side(
         Exception: What one that failed raised; the others have ended.
     """
     joint = _Joint(name, len(jobs), progress)
-    if (settings.threads or count_cores()) == 1:
+    if count_threads(settings) == 1:
         return [job(n_beside=1, progress=partial(joint.note, number)) for number, job in enumerate(jobs)]
     told: Told = queue.SimpleQueue()
     is_stopped = threading.Event()

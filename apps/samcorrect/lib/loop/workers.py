@@ -14,7 +14,7 @@ import psutil
 from samcorrect import __version__
 from samcorrect.lib.errors import ProtocolError, SamCorrectError, SettingsError, StoreError
 from samcorrect.lib.loop.engines import Engine, ProcessEngine, RayEngine, SerialEngine
-from samcorrect.lib.loop.workspace import Models, Workspace, count_cores, prepare_cpu, protocol_path
+from samcorrect.lib.loop.workspace import Models, Workspace, count_threads, prepare_cpu, protocol_path
 from samcorrect.lib.networks.registry import SamEntry
 from samcorrect.lib.protocol import load_protocol
 from samcorrect.lib.settings import Settings
@@ -115,7 +115,7 @@ def count_workers(settings: Settings, n_images: int) -> int:
         return max(1, min(settings.workers, n_images))
     need_bytes = WORKING_MEMORY_FACTOR * psutil.Process().memory_info().rss
     fitting = int(psutil.virtual_memory().available / need_bytes)
-    return max(1, min(settings.threads or count_cores(), n_images // MIN_IMAGES_PER_WORKER, fitting))
+    return max(1, min(count_threads(settings), n_images // MIN_IMAGES_PER_WORKER, fitting))
 
 
 def _open_engine(settings: Settings, n_images: int) -> Engine:

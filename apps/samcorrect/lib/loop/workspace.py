@@ -165,6 +165,11 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def count_threads(settings: Settings) -> int:
+    """CPU threads to work with: those that are set, by default one per core."""
+    return settings.threads or count_cores()
+
+
 def prepare_cpu(n_threads: int) -> None:
     """Give torch its threads, and let glibc keep what is freed for the next tensor of that size.
 
@@ -190,7 +195,7 @@ def open_workspace(studies: str | Path, settings: Settings, *, cache_dir: Path |
         StoreError: The studies or the state folder cannot be used.
         ProtocolError: The protocol is faulty, was given and does not exist, or contradicts labels that people approved.
     """
-    prepare_cpu(settings.threads or count_cores())
+    prepare_cpu(count_threads(settings))
     source, state_dir = open_studies(studies, settings.state)
     path = protocol_path(source, settings)
     protocol = load_protocol(path) if path else None

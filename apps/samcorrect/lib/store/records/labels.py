@@ -214,10 +214,9 @@ class LabelRecords(Records):
         """
         with self.session(writes=True) as session:
             session.execute(update(QualityRow), list(rows))
-            for number in (row["id"] for row in rows if "score" in row):
-                quality = session.get_one(QualityRow, number)
-                if quality.structure_index == 0:
-                    _audit_score(session, session.get_one(LabelVersionRow, quality.label_version_id), quality)
+            scored = QualityRow.id.in_([row["id"] for row in rows if "score" in row])
+            for whole in session.scalars(select(QualityRow).where(scored, QualityRow.structure_index == 0)):
+                _audit_score(session, session.get_one(LabelVersionRow, whole.label_version_id), whole)
 
     def counts(self) -> dict[str, int]:
         """Images in all, approved, scored, and labels by tag, for status pages."""
