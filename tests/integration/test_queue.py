@@ -53,6 +53,7 @@ def test_two_annotators_work_through_the_queue_and_never_meet(own_server, tiny_s
         assert next_sample(url, "carl") == released[0]
 
 
+@pytest.mark.long
 def test_an_annotator_who_is_gone_gives_the_image_back_when_her_time_is_over(own_server, tiny_studies, tmp_path):
     settings = {"SAMCORRECT_STATE": str(tmp_path / "state"), "SAMCORRECT_LEASE_S": str(LEASE_S)}
     with own_server(tmp_path, tiny_studies, **settings) as (url, _):
