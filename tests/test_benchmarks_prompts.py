@@ -76,7 +76,7 @@ def test_an_encoder_is_timed_against_the_machine_and_its_memory_is_its_own(tmp_p
     assert "torch-fp32 " in made.stdout
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_training_steps_are_timed_alone_and_beside_other_work(tmp_path):
     out = tmp_path / "step.json"
     command = [

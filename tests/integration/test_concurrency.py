@@ -88,7 +88,7 @@ class ServerWriter(threading.Thread):
 
 
 @pytest.mark.parametrize(
-    "n_updates", [pytest.param(100, marks=pytest.mark.slow), pytest.param(2500, marks=pytest.mark.long)]
+    "n_updates", [pytest.param(250, marks=pytest.mark.slow), pytest.param(2500, marks=pytest.mark.long)]
 )
 def test_of_many_updates_from_four_processes_and_a_server_none_is_lost(
     store, own_server, tmp_path, record_property, n_updates

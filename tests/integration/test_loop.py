@@ -47,10 +47,10 @@ def child_of(state: Path) -> psutil.Process:
 
 def test_a_run_goes_on_after_its_server_was_killed_and_a_cancelled_one_does_not(own_server, few_studies, tmp_path):
     state = few_studies / ".samcorrect"
-    first, second = tmp_path / "first", tmp_path / "second"
-    for folder in (first, second):
+    servers = [tmp_path / f"server{number}" for number in range(3)]
+    for folder in servers:
         folder.mkdir()
-    with own_server(first, few_studies) as (url, server):
+    with own_server(servers[0], few_studies) as (url, server):
         loop = f"{url}/samcorrect/loop"
         assert status(url) == {"status": "idle"}
         refused = requests.post(loop, json={"round": 1}, timeout=60)
@@ -61,15 +61,15 @@ def test_a_run_goes_on_after_its_server_was_killed_and_a_cancelled_one_does_not(
             3,
             4,
         )
-        again = requests.post(loop, json={}, timeout=60)
-        assert (again.status_code, f"ann started run {started['run']}" in again.text) == (409, True)
+        second = requests.post(loop, json={}, timeout=60)
+        assert (second.status_code, f"ann started run {started['run']}" in second.text) == (409, True)
         told = wait_until(url, lambda told: "stage" in told["progress"], "under way")
         assert 0 < told["progress"]["done"] <= told["progress"]["total"]
         child = child_of(state)
         server.kill()
         server.wait()
         child.wait(END_TIMEOUT_S)
-    with own_server(second, few_studies) as (url, server):
+    with own_server(servers[1], few_studies) as (url, server):
         loop = f"{url}/samcorrect/loop"
         told = wait_until(url, lambda told: told["status"] != "running", "over")
         assert (told["status"], told["error"], told["run"], told["n_resumed"]) == ("finished", "", started["run"], 1)
@@ -84,13 +84,10 @@ def test_a_run_goes_on_after_its_server_was_killed_and_a_cancelled_one_does_not(
         child = child_of(state)
         assert requests.delete(loop, timeout=60).json()["status"] == "cancelled"
         child.wait(END_TIMEOUT_S)
+        server.terminate()
+        assert server.wait(END_TIMEOUT_S) == 0
+    with own_server(servers[2], few_studies) as (url, server):
         assert status(url)["status"] == "cancelled"
-
-
-@pytest.mark.long
-def test_a_server_that_is_ended_leaves_its_run_to_the_next(own_server, few_studies, tmp_path):
-    state = few_studies / ".samcorrect"
-    with own_server(tmp_path, few_studies) as (url, server):
         requests.post(f"{url}/samcorrect/loop", json={"rounds": 1, "seed": 5}, timeout=60).raise_for_status()
         wait_until(url, lambda told: "stage" in told["progress"], "under way")
         child = child_of(state)

@@ -163,7 +163,6 @@ def test_what_is_submitted_while_the_pacs_is_down_goes_there_later(
         assert described == {first, second}
 
 
-@pytest.mark.long
 def test_the_standard_server_serves_a_pacs_too(pacs, host_server, make_series, oblique_affine, cwd):
     uid = stow(pacs, make_series(draw(0), oblique_affine))
     with host_server(cwd, pacs, SAMCORRECT_PROTOCOL=str(cwd / "protocol.yaml")) as (server, _):
