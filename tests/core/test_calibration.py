@@ -76,6 +76,27 @@ def test_the_expectation_never_falls_as_the_score_rises_and_stays_in_its_interva
 # Calibration
 
 
+def test_what_bounds_the_error_is_how_far_each_label_lies_from_the_line_of_the_others(rng):
+    """With nine approvals the bound is the largest of these residuals; written out, one line at a time."""
+    dice = rng.uniform(0.5, 0.98, MIN_APPROVED)
+    scores = np.linspace(0.3, 0.95, MIN_APPROVED)
+    expected = expect_dice(scores, scores, scores, dice)
+    x, y = np.log(1 - scores), np.log(1 - dice)
+    residuals = []
+    for number in range(MIN_APPROVED):
+        others, n = np.arange(MIN_APPROVED) != number, MIN_APPROVED - 1
+        center = x[others].mean()
+        level = (y[others].sum() + center) / (n + 1)
+        spread = ((x[others] - center) ** 2).sum()
+        slope = max(0, (((x[others] - center) * y[others]).sum() + spread / n) / (spread + spread / n))
+        residuals.append(abs(y[number] - level - slope * (x[number] - center)))
+
+    is_inside = (expected.low > 0) & (expected.high < 1)
+    assert is_inside.sum() > 3
+    half_width = np.log(1 - expected.low) - np.log(1 - expected.mean)
+    np.testing.assert_allclose(half_width[is_inside], max(residuals), rtol=1e-6)
+
+
 def test_nine_approved_labels_that_agree_with_the_prior_leave_it_where_it_is():
     scores = np.linspace(0.1, 0.9, 9)
     dice = 1 - 0.5 * (1 - scores)

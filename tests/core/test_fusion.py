@@ -5,6 +5,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from samcorrect.lib.core.fusion import MIN_LABELS_FOR_FUSION, fuse_features, mean_of_defined
+from samcorrect.lib.core.quality import EVIDENCE
 
 NAN = float("nan")
 RISING = np.linspace(0.1, 0.9, 10)
@@ -20,14 +21,20 @@ def noisy(truth, rng, sd):
 
 
 @pytest.mark.parametrize("n_labels", [1, MIN_LABELS_FOR_FUSION - 1])
-def test_few_labels_get_the_mean_of_the_sources_means(rng, n_labels):
-    features = {name: rng.random(n_labels) for name in "pqa"}
+def test_few_labels_get_the_mean_of_the_anchors_means(rng, n_labels):
+    features = {name: rng.random(n_labels) for name in "pqae"}
 
-    fusion = fuse(features)
+    fusion = fuse(features, anchors=("peer", "prompt"))
 
-    assert fusion.weights == pytest.approx({"p": 1 / 4, "q": 1 / 4, "a": 1 / 2})
+    assert fusion.weights == pytest.approx({"p": 1 / 4, "q": 1 / 4, "a": 1 / 2, "e": 0})
     assert np.isnan(list(fusion.correlations.values())).all()
     np.testing.assert_allclose(fusion.scores, ((features["p"] + features["q"]) / 2 + features["a"]) / 2)
+
+
+def test_of_few_labels_those_without_a_value_of_the_anchors_get_the_mean_of_all():
+    fusion = fuse({"p": np.array([0.2, NAN]), "a": np.array([0.9, 0.7]), "e": np.array([0.8, 0.5])})
+
+    np.testing.assert_allclose(fusion.scores, [0.2, 0.6])
 
 
 def test_agreeing_features_order_the_labels_and_the_scale_gives_the_values():
@@ -85,6 +92,47 @@ def test_a_useless_feature_costs_little_rank_correlation_with_the_truth(useless,
 
         assert spearmanr(fusion.scores, truth).statistic > without - 0.05
         assert fusion.weights[name] < min(fusion.weights[feature] for feature in "pqb")
+
+
+@pytest.mark.parametrize("share", ["worst", "best", "random"])
+def test_what_only_some_labels_have_is_placed_where_these_are(share):
+    """SAM's word of a mask is gone where the mask was replaced: which labels have it says much of how good they are."""
+    gained = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        truth = rng.beta(8, 2, 120)
+        has = {"worst": truth < np.quantile(truth, 1 / 3), "best": truth > np.quantile(truth, 2 / 3)}
+        has["random"] = rng.random(120) < 1 / 3
+        common = {"p": noisy(truth, rng, 0.08), "a": noisy(truth, rng, 0.08)}
+        some = {name: np.where(has[share], noisy(truth, rng, 0.05), NAN) for name in "cd"}
+        alone, more = (fuse(of, anchors=("peer", "prompt")).scores for of in (common, {**common, **some}))
+        gained.append(spearmanr(more, truth).statistic - spearmanr(alone, truth).statistic)
+    assert np.mean(gained) > 0.003
+
+
+@pytest.mark.parametrize("n_known", [3, MIN_LABELS_FOR_FUSION - 1])
+def test_a_feature_that_few_labels_have_gets_no_weight(n_known):
+    few = np.where(np.arange(10) < n_known, RISING, NAN)
+
+    fusion = fuse({"p": RISING, "q": RISING**2, "e": few})
+
+    assert fusion.weights["e"] == 0
+    assert np.isnan(fusion.correlations["e"])
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_scale_that_tells_no_label_from_another_leaves_the_ranking_to_the_others(value):
+    """The product's own sources: students who see nothing, or are content with everything."""
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        truth = rng.beta(8, 2, 60)
+        features = {name: noisy(truth, rng, 0.05) for name in ("prompt_dice", "stability", "edge_contrast")}
+
+        scores = fuse_features(
+            {**features, "peer_dice": np.full(60, value)}, EVIDENCE, anchors=("peer", "prompt"), scale="peer_dice"
+        ).scores
+
+        assert spearmanr(scores, truth).statistic > 0.7
 
 
 def test_a_peers_feature_that_contradicts_the_others_is_left_out():

@@ -17,6 +17,7 @@ from samcorrect.lib.core.quality import (
     prompt_agreement,
     prompt_dice,
     robust_z,
+    slice_center,
     structure_doubts,
     surface_tolerance_px,
 )
@@ -174,6 +175,11 @@ def test_robust_z_by_hand():
     np.testing.assert_allclose(robust_z(np.array([0, 1, 2, 3, 4, NAN])), np.array([-2, -1, 0, 1, 2, NAN]) / 1.4826)
 
 
+def test_robust_z_where_more_than_half_are_equal_is_in_mean_deviations():
+    # The mean deviation of 4 values from 5 is 2.
+    np.testing.assert_allclose(robust_z(np.array([5.0, 5, 5, 13])), np.array([0, 0, 0, 8]) / (1.2533 * 2))
+
+
 def test_robust_z_without_spread_or_values():
     np.testing.assert_array_equal(robust_z(np.array([3.0, 3.0, NAN])), [0, 0, NAN])
     np.testing.assert_array_equal(robust_z(np.array([5.0])), [0])
@@ -186,15 +192,20 @@ def test_cohort_typicality_by_hand():
     expected = [0.4025, 0.7966, 1, 0.7966, 0.4025]
 
     np.testing.assert_allclose(cohort_typicality(values[:, None]), expected, atol=1e-4)
-    # A second measure without spread is usual for all: the mean of z^2 and 0 halves the exponent.
-    pair = np.stack([values, np.full(5, 7.0)], 1)
-    np.testing.assert_allclose(cohort_typicality(pair), np.sqrt(expected), atol=1e-4)
+    # The mean of z^2 and 0 halves the exponent, that of z^2 and nothing, as all have the same, does not.
+    pair = np.stack([values, np.array([7, 7, 7, 7, 7.0])], 1)
+    np.testing.assert_allclose(cohort_typicality(pair), expected, atol=1e-4)
+    pair[:, 1] = [3, 1, 2, 1, 3]
+    np.testing.assert_allclose(cohort_typicality(pair)[2], 1, atol=1e-4)
+    np.testing.assert_allclose(cohort_typicality(pair)[0], np.exp(-0.25 * (4 + 1) / 1.4826**2), atol=1e-4)
 
 
 def test_an_empty_mask_is_as_ordinary_as_empty_masks_are_frequent():
     one_of_eight = np.array([[1.0]] * 7 + [[NAN]])
     np.testing.assert_array_equal(cohort_typicality(one_of_eight), [1] * 7 + [0.25])
-    np.testing.assert_array_equal(cohort_typicality(np.array([[1.0], [NAN], [NAN]])), [1, 1, 1])
+    # Nothing is usual of one mask, but empty ones are.
+    np.testing.assert_array_equal(cohort_typicality(np.array([[1.0], [NAN], [NAN]])), [NAN, 1, 1])
+    assert np.isnan(cohort_typicality(np.array([[1.0], [2.0]]))).all()
     assert np.isnan(cohort_typicality(np.full((3, 2), NAN))).all()
 
 
@@ -204,16 +215,39 @@ def test_cohort_typicality_of_equal_and_of_absurd_values():
     assert 0 <= extreme[-1] < 1e-6
 
 
+def test_where_an_image_ends_is_no_edge(rng):
+    noise = rng.random((1, 48, 48))
+    square = np.zeros((1, 128, 128), bool)
+    square[:, 30:48, 10:30] = True
+    inside = np.roll(square, -15, axis=1)
+    padded = np.pad(noise, ((0, 0), (0, 80), (0, 80)))
+
+    assert abs(edge_contrast(square, noise) - edge_contrast(inside, noise)) < 0.05
+    assert edge_contrast(square, padded) > edge_contrast(square, noise) + 0.05
+    assert np.isnan(edge_contrast(np.roll(square, 60, axis=1), noise))  # all of it lies in the padding
+
+
+def test_the_centre_along_the_slices_by_hand():
+    mask = np.zeros((4, 12, 12), bool)
+    mask[0, :1, 0], mask[3, :3, 0] = True, True
+    # (1 x 0.5 + 3 x 3.5) / 4 of 4 slices.
+    assert slice_center(mask) == pytest.approx(11 / 16)
+    assert slice_center(FULL) == 0.5
+    assert np.isnan(slice_center(EMPTY))
+
+
 @pytest.mark.parametrize(
     ("spacing_mm", "shape_hw", "expected"),
     [
-        ((1.0, 1.0, 1.0), (512, 512), 2.0),
+        (None, (512, 512), 2.0),
+        ((1.0, 1.0, 1.0), (256, 256), 1.0),
         ((0.7, 0.7, 2.0), (512, 512), 1.0),
         ((0.7, 0.7, 2.0), (256, 200), 2 / 1.4),
         ((0.9, 0.9, 1.0), (64, 64), 2.0),
     ],
     ids=[
         "no spacing is told: two pixels",
+        "2 mm are a pixel, though the spacing looks like none",
         "2 mm are less than a pixel of 2.8 mm",
         "2 mm of 1.4 mm pixels",
         "2 mm are 4.4 pixels",

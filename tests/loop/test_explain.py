@@ -8,6 +8,7 @@ import pytest
 
 from samcorrect.cli import main
 from samcorrect.lib.errors import LabelError, SettingsError, UnknownImageError, UnknownLabelError
+from samcorrect.lib.loop import explain as explain_module
 from samcorrect.lib.loop.explain import _where, explain_image, place_in_words, write_explanation
 from samcorrect.lib.loop.peer_context import CONTEXT_NAME
 from samcorrect.lib.loop.rescoring import score_store
@@ -122,6 +123,15 @@ def test_the_default_picture_lies_in_the_state_folder_and_html_holds_the_words(s
     page = (tmp_path / "case0.html").read_text(encoding="utf-8")
     assert page.count("<li>") == len(lines) - 1
     assert "<svg" in page
+
+
+def test_the_pictures_of_two_images_never_take_each_others_place(scored, monkeypatch):
+    told = explain_image(scored, "case0")
+    monkeypatch.setattr(explain_module, "explain_image", lambda *_: told)
+
+    pictures = {write_explanation(scored, image_id)[-1] for image_id in ("a/b", "a_b", "a/c")}
+
+    assert len(pictures) == 3
 
 
 def test_without_peers_words_and_the_label_are_left_and_it_says_so(scored, tmp_path):

@@ -7,20 +7,27 @@ from scipy.ndimage import binary_dilation, binary_erosion
 from scipy.stats import spearmanr
 from torch.nn.functional import one_hot
 
+from samcorrect.lib.core.calibration import nothing_expected
 from samcorrect.lib.core.quality import FEATURES, structure_doubts
 from samcorrect.lib.errors import LabelError
+from samcorrect.lib.loop import scoring as scoring_module
+from samcorrect.lib.loop.approvals import ApprovedPairs
 from samcorrect.lib.loop.asked_again import AskedMasks
 from samcorrect.lib.loop.cohort import best_labels, load_cohort
 from samcorrect.lib.loop.frame_candidates import FrameCandidates
-from samcorrect.lib.loop.peers import Peers
+from samcorrect.lib.loop.peers import Peers, compare_with_peers
 from samcorrect.lib.loop.rescoring import score_store
 from samcorrect.lib.loop.scoring import (
     MIN_IMAGES_FOR_PEERS,
+    N_FORMS,
+    SIZE_PARTS,
     expect_structures,
+    finish_scores,
     fuse_structures,
     measure_labels,
     score_cohort,
     with_typicality,
+    write_quality,
 )
 
 
@@ -174,9 +181,103 @@ def test_a_rightly_empty_label_has_the_area_of_what_sam_was_not_asked_about(labe
 
     _, forms = measure_labels(cohort, [None] * 10, peers)
 
-    ratios = forms[:, :, -1]
+    ratios = forms[:, :, SIZE_PARTS["asked_area"]]
     assert ratios[0, 0] == 0
     assert np.isnan(np.delete(ratios.ravel(), 0)).all()
+
+
+def test_labels_that_are_rightly_empty_set_no_standard_for_the_size_of_others():
+    forms = np.full((20, 1, N_FORMS), np.nan)
+    size = SIZE_PARTS["peer_area"][0]
+    forms[:12, 0, size] = 0  # nobody sees anything there
+    forms[12:, 0, 0] = -2.0
+    forms[12:, 0, size] = [0, 0.02, -0.02, 0.04, -0.04, 0.01, -0.03, 0.9]
+
+    (features,) = with_typicality({}, forms)
+
+    assert (features["peer_area"][:12] == 1).all()
+    assert (features["peer_area"][12:19] > 0.3).all()
+    assert features["peer_area"][19] < 0.01
+
+
+def test_a_label_at_the_wrong_end_of_a_volume_lies_elsewhere():
+    forms = np.random.default_rng(0).normal(0.5, 0.02, (20, 1, N_FORMS))
+    forms[7, 0] = 0.5
+    forms[7, 0, -1] = 0.9
+
+    (features,) = with_typicality({}, forms)
+
+    assert features["cohort_position"].argmin() == 7
+    assert features["cohort_position"][7] < 0.1
+
+
+def test_students_that_see_nothing_leave_the_ranking_to_other_evidence(labelled):
+    workspace = labelled(is_bad=lambda _: False)
+    cohort = load_cohort(workspace, best_labels(workspace))
+    moved = [2, 5]
+    cohort.targets[moved] = torch.roll(cohort.targets[moved], 12, dims=2)
+    probs = torch.zeros(10, 3, 32, 32)
+    probs[:, 0] = 1
+    peers = compare_with_peers(cohort, [None] * 10, probs)
+
+    scores = fuse_structures(with_typicality(*measure_labels(cohort, [None] * 10, peers)), peers)
+
+    assert not peers.is_judge.any()
+    for of in scores.T:
+        assert np.mean([of[bad] < good for bad in moved for good in np.delete(of, moved)]) > 0.85
+
+
+def test_the_reasons_of_the_worst_structure_come_first(labelled):
+    workspace = labelled(shares_trainings=False)
+    cohort = load_cohort(workspace, best_labels(workspace))
+    low = np.array([0.2] + [0.9] * 9)
+    of_better = dict.fromkeys(("peer_dice", "edge_contrast", "stability", "prompt_dice"), 0.9 - 0.2 * (low < 0.5))
+    values = np.stack([0.9 - 0.05 * (low < 0.5), low], 1)
+    features = [of_better, {"peer_dice": low}]
+    expected = [nothing_expected(10)] * 2
+    scores = finish_scores(cohort.config.names, cohort.labels, values, expected, features)
+
+    write_quality(workspace, cohort.labels, scores, np.array([0]))
+
+    rows = workspace.store.ledger.quality(cohort.labels[0].id)
+    assert [reason.split(":")[0] for reason in rows[0].reasons] == [cohort.config.names[n] for n in (1, 0, 0)]
+    assert rows[0].reasons[0] == rows[cohort.config.indices[1]].reasons[0]
+
+
+@pytest.mark.parametrize("who_says_so", ["nobody", "a boxes file", "people"])
+def test_a_structure_that_no_label_shows_is_doubtful_unless_it_is_known_to_be_absent(labelled, who_says_so):
+    workspace = labelled(shares_trainings=False)
+    cohort = load_cohort(workspace, best_labels(workspace))
+    for label in cohort.labels:
+        if who_says_so == "a boxes file":
+            label.prompts = {cohort.config.names[0]: {"source": "boxes_file", "box": None}}
+        if who_says_so == "people":
+            label.tag = "final"
+    values, is_empty = np.ones((10, 2)), np.zeros((10, 2), bool)
+    is_empty[:, 0], is_empty[0, 1] = True, True
+    features = [{"peer_dice": np.ones(10)}] * 2
+
+    scores = finish_scores(
+        cohort.config.names, cohort.labels, values, [nothing_expected(10)] * 2, features, is_empty=is_empty
+    )
+
+    assert scores.doubts[1] == ""
+    assert scores.doubtful(cohort.config.names) == ((cohort.config.names[0],) if who_says_so == "nobody" else ())
+
+
+def test_of_what_a_person_made_no_dice_is_expected(labelled, monkeypatch):
+    workspace = labelled(shares_trainings=False)
+    cohort = load_cohort(workspace, best_labels(workspace))
+    values = np.linspace(0.5, 0.9, 10)
+    cohort.labels[3].tag = "final"
+    approvals = ApprovedPairs(values, np.linspace(0.4, 0.6, 10), np.zeros(10, bool))
+    monkeypatch.setattr(scoring_module, "approved_pairs", lambda *_: [approvals])
+    peers = Peers(None, None, None, np.ones(1, bool), np.ones(1, bool))
+
+    (told,) = expect_structures(workspace, values[:, None], [{"peer_dice": values}], cohort.labels, peers)
+
+    assert np.flatnonzero(np.isnan(told.mean)).tolist() == [3]
+    assert told.n_approved.tolist() == [10] * 3 + [0] + [10] * 6
 
 
 def test_students_that_see_a_structure_nowhere_gain_nothing_where_it_is_not(labelled):
@@ -218,16 +319,25 @@ def test_huang2023_scores_by_the_loss(labelled):
     assert np.isnan(scores.expected[0].mean).all()
 
 
-def test_below_eight_images_only_the_prompts_count_and_it_says_so(labelled):
+def test_below_eight_images_the_prompts_count_alone_where_there_are_any():
+    features = {name: np.full(7, 0.9) for name in FEATURES} | {"prompt_dice": np.linspace(0.1, 0.7, 7)}
+    for name in ("stability", "predicted_iou"):
+        features[name] = features["prompt_dice"]
+
+    np.testing.assert_allclose(fuse_structures([features], None)[:, 0], np.linspace(0.1, 0.7, 7))
+
+
+def test_below_eight_images_without_prompts_the_rest_counts_and_it_says_so(labelled):
     workspace = labelled()
     for number in range(MIN_IMAGES_FOR_PEERS - 1, 10):
         workspace.store.ledger.quarantine(f"case{number}", "left out by the test")
     told = score_store(workspace)
-    # These labels have no prompts, so nothing but their area speaks for or against them.
+    # These labels have no prompts, so nothing but their form and the image speaks for or against them.
     assert (told["n_scored"], told["has_peers"]) == (7, False)
     features = workspace.store.ledger.quality(best_labels(workspace)["case0"].id)[7].features
     assert features["peer_dice"] is None
     assert features["cohort_area"] is not None
+    assert all(0 <= score <= 1 for score in stored_scores(workspace).values())
 
 
 def test_approved_labels_have_the_posterior_1(labelled, phantoms):

@@ -57,6 +57,11 @@ def expect_dice(
     return _calibrate(prior.mean, at_approved, approved_dice[known])
 
 
+def nothing_expected(n_labels: int) -> ExpectedDice:
+    """Of labels about whose Dice nothing is said."""
+    return ExpectedDice(*(np.full(n_labels, np.nan) for _ in range(3)), np.zeros(n_labels, int))
+
+
 def each_of_its_kind(kinds: np.ndarray, one: ExpectedDice, other: ExpectedDice) -> ExpectedDice:
     """Of the labels of which (N,) bool `kinds` is false what `one` says, of the others what `other` does."""
     pairs = ((one.mean, other.mean), (one.low, other.low), (one.high, other.high), (one.n_approved, other.n_approved))
@@ -112,9 +117,8 @@ def _calibrate(prior_mean: np.ndarray, prior_at_approved: np.ndarray, approved_d
     """
     x, y = _log_error(prior_at_approved), _log_error(approved_dice)
     n = len(y)
-    residuals = np.sort([_left_out_residual(x, y, number) for number in range(n)])
-    bound = residuals[math.ceil((n + 1) * COVERAGE) - 1]
-    intercept, slope = _line(x, y)
+    bound = np.sort(_left_out_residuals(x, y))[math.ceil((n + 1) * COVERAGE) - 1]
+    intercept, slope = _line(n, x.sum(), y.sum(), (x**2).sum(), (x * y).sum())
     line = intercept + slope * _log_error(prior_mean)
     mean, low, high = (1 - np.exp(line + shift) for shift in (0.0, bound, -bound))
     # An error below what readers differ by can be nothing at all.
@@ -122,20 +126,25 @@ def _calibrate(prior_mean: np.ndarray, prior_at_approved: np.ndarray, approved_d
     return ExpectedDice(*(np.clip(values, 0, 1) for values in (mean, low, high)), np.full(mean.shape, n))
 
 
-def _left_out_residual(x: np.ndarray, y: np.ndarray, number: int) -> float:
-    others = np.arange(len(y)) != number
-    intercept, slope = _line(x[others], y[others])
-    return abs(y[number] - intercept - slope * x[number])
+def _left_out_residuals(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """(n,) how far each observation lies from the line of the others."""
+    others = (of.sum() - of for of in (x, y, x**2, x * y))
+    intercept, slope = _line(len(x) - 1, *others)
+    return np.abs(y - intercept - slope * x)
 
 
-def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Intercept and slope of the least-squares line, drawn towards y = x by the weight of one observation."""
-    n, center = len(x), x.mean()
-    level = (y.sum() + center) / (n + 1)  # at the centre
-    spread = float(((x - center) ** 2).sum())
-    slope = (float(((x - center) * y).sum()) + spread / n) / (spread + spread / n) if spread > 0 else 1.0
-    slope = max(slope, 0.0)
-    return float(level - slope * center), slope
+def _line(n: int, x: np.ndarray, y: np.ndarray, xx: np.ndarray, xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Intercept and slope of the least-squares line of n observations, drawn towards y = x by the weight of one.
+
+    Takes the sums of x, y, their square and their product, of one line or of many.
+    """
+    center = x / n
+    level = (y + center) / (n + 1)  # at the centre
+    spread = xx - x * center
+    is_spread = spread > 1e-9 * xx  # else what is left is rounding
+    slope = np.divide(xy - center * y + spread / n, spread + spread / n, out=np.ones_like(spread), where=is_spread)
+    slope = np.maximum(slope, 0.0)
+    return level - slope * center, slope
 
 
 def _log_error(dice: np.ndarray) -> np.ndarray:

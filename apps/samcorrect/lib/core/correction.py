@@ -93,8 +93,8 @@ def plausible_areas(areas: np.ndarray) -> tuple[float, float]:
 
 
 def loses_edges(old: np.ndarray, new: np.ndarray, frames: np.ndarray) -> bool:
-    """Whether a mask lies on edges of the image by more than MAX_EDGE_LOSS less than another, all (D, side, side); not
-    where either has no outline.
+    """Whether a mask lies on edges of the image by more than MAX_EDGE_LOSS less than another; not where either has no
+    outline. Shapes are those of `core.quality.edge_contrast`.
     """
     return edge_contrast(new, frames) < edge_contrast(old, frames) - MAX_EDGE_LOSS
 
@@ -114,8 +114,8 @@ def choose_correction(
         candidates: Name to (D, side, side) soft mask in [0, 1].
         judge: (D, side, side) bool, the mask of a model that made none of the candidates.
         area_range: Candidates with another area (in frame pixels) are passed over.
-        frames: (D, side, side) intensities; candidates that lie on edges less than the label (`loses_edges`) are passed
-            over.
+        frames: (D, h, w) intensities, as in `core.quality.edge_contrast`; candidates that lie on edges less than the
+            label (`loses_edges`) are passed over.
 
     Returns:
         The best candidate if the judge's score rises by more than MIN_GAIN, else the old label.

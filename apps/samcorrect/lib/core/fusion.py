@@ -1,6 +1,6 @@
 """One score of several features of a label, without ground truth."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,17 +37,21 @@ def fuse_features(
     rank correlation with them, a feature in its source the correlation itself, neither below 0. So a useless feature
     does no harm, and many weak features that err together do not outvote the anchors.
 
-    The features are fused as normal scores of their ranks. The score of the label at some rank is then the value at the
-    same rank of the feature `scale`: a cohort of good labels scores high as a whole, and a doubtful one low.
+    The features are fused as normal scores of their ranks. Which labels have a feature can itself go along with how
+    good they are (what was corrected has lost what SAM said of it), so that one which only some have counts from the
+    level and with the spread that the feature `scale` has among them. The score of the label at some rank is then the
+    value at the same rank of `scale`: a cohort of good labels scores high as a whole, and a doubtful one low.
 
     Args:
         features: Name to (N,) values in [0, 1], 1 the best, nan where not defined.
         sources: Source to its features.
         anchors: The sources believed beforehand; where none has values, all sources together take their place.
-        scale: The feature that gives the scores their values; where it has none, the mean of all does.
+        scale: The feature that gives the scores their values; where it has none, or tells no label from another, the
+            mean of all does.
 
     Returns:
-        The fusion. Below eight labels, where correlations mean nothing: the mean of the sources' means.
+        The fusion. Below eight labels, where correlations mean nothing: the mean of the anchors' means, or of all where
+        a label has nothing of theirs.
     """
     n_labels = len(next(iter(features.values())))
     known = {s: [f for f in names if f in features and np.isfinite(features[f]).any()] for s, names in sources.items()}
@@ -56,14 +60,19 @@ def fuse_features(
     nowhere = dict.fromkeys(names, float("nan"))
     if not known:
         return Fusion(np.full(n_labels, np.nan), {}, {})
-    if n_labels < MIN_LABELS_FOR_FUSION:
-        plain = mean_of_defined(np.stack([mean_of_defined(_rows(features, of)) for of in known.values()]))
-        return Fusion(plain, {f: 1 / len(known) / len(of) for of in known.values() for f in of}, nowhere)
-    normal = {name: _normal_scores(features[name]) for name in names}
     believed = [known[source] for source in anchors if source in known] or list(known.values())
-    correlations = {f: rank_correlation(normal[f], _reference(normal, believed, without=f)) for f in names}
-    fused, weights = _weigh_sources(normal, list(known.values()), believed, correlations)
-    reference = features[scale] if scale in names else mean_of_defined(_rows(features, names))
+    if n_labels < MIN_LABELS_FOR_FUSION:
+        plain, of_all = (_mean_of_sources(features, of) for of in (believed, known.values()))
+        plain = np.where(np.isfinite(plain), plain, of_all)
+        shares = {f: 1 / len(believed) / len(of) for of in believed for f in of}
+        return Fusion(plain, dict.fromkeys(names, 0.0) | shares, nowhere)
+    level = _normal_scores(features[scale]) if scale in names else np.full(n_labels, np.nan)
+    normal = {name: _on_level(_normal_scores(features[name]), level) for name in names}
+    correlations = {f: _correlation(normal[f], _reference(normal, believed, without=f)) for f in names}
+    fused, weights = _weigh_sources(normal, list(known.values()), believed, correlations, level)
+    reference = features[scale] if scale in names else level
+    if (not _varies(reference) and _varies(fused)) or scale not in names:
+        reference = mean_of_defined(_rows(features, names))
     return Fusion(_on_scale(fused, reference), weights, correlations)
 
 
@@ -74,11 +83,16 @@ def mean_of_defined(rows: np.ndarray, weights: np.ndarray | None = None) -> np.n
     return np.where(totals > 0, (np.nan_to_num(rows) * defined).sum(0) / np.where(totals > 0, totals, 1), np.nan)
 
 
+def _mean_of_sources(features: Mapping[str, np.ndarray], sources: Iterable[Sequence[str]]) -> np.ndarray:
+    return mean_of_defined(np.stack([mean_of_defined(_rows(features, of)) for of in sources]))
+
+
 def _weigh_sources(
     normal: Mapping[str, np.ndarray],
     sources: Sequence[Sequence[str]],
     believed: Sequence[Sequence[str]],
     correlations: Mapping[str, float],
+    level: np.ndarray,
 ) -> tuple[np.ndarray, dict[str, float]]:
     """The (N,) fused normal scores, and the weights of the features, which sum to 1."""
     reference = _reference(normal, believed)
@@ -88,8 +102,8 @@ def _weigh_sources(
         if names in believed and not inner.any():
             # Nothing to compare with, or features that contradict each other: all alike.
             inner = np.ones(len(names))
-        spoken.append(_standardised(mean_of_defined(_rows(normal, names), inner)))
-        weights.append(1.0 if names in believed else _positive(rank_correlation(spoken[-1], reference)) ** 2)
+        spoken.append(_standardised(mean_of_defined(_rows(normal, names), inner), level))
+        weights.append(1.0 if names in believed else _positive(_correlation(spoken[-1], reference)) ** 2)
         shares.append(dict(zip(names, (inner / max(inner.sum(), 1e-12)).tolist(), strict=True)))
     fused = mean_of_defined(np.stack(spoken), np.array(weights))
     return fused, {
@@ -102,8 +116,19 @@ def _reference(
 ) -> np.ndarray:
     """(N,) what the believed sources say, each alike, without one feature; nan where nothing is left."""
     left = [[name for name in names if name != without] for names in believed]
-    rows = [mean_of_defined(_rows(normal, names)) for names in left if names]
-    return mean_of_defined(np.stack(rows)) if rows else np.full(len(next(iter(normal.values()))), np.nan)
+    left = [names for names in left if names]
+    return _mean_of_sources(normal, left) if left else np.full(len(next(iter(normal.values()))), np.nan)
+
+
+def _correlation(values: np.ndarray, others: np.ndarray) -> float:
+    """The rank correlation of the labels that have both; nan where they are too few to mean anything."""
+    n_both = (np.isfinite(values) & np.isfinite(others)).sum()
+    return rank_correlation(values, others) if n_both >= MIN_LABELS_FOR_FUSION else float("nan")
+
+
+def _varies(values: np.ndarray) -> bool:
+    defined = values[np.isfinite(values)]
+    return bool(len(defined)) and bool(np.ptp(defined) > 0)
 
 
 def _positive(correlation: float) -> float:
@@ -121,10 +146,20 @@ def _normal_scores(values: np.ndarray) -> np.ndarray:
     return scores
 
 
-def _standardised(values: np.ndarray) -> np.ndarray:
-    """Scaled to unit mean square over the defined values; a constant stays 0."""
-    size = np.sqrt(np.nanmean(values**2)) if np.isfinite(values).any() else 0.0
-    return values / size if size > 0 else values
+def _on_level(scores: np.ndarray, level: np.ndarray) -> np.ndarray:
+    """Normal scores that some of the labels have, with the mean and the spread that `level` has among these."""
+    both = np.isfinite(scores) & np.isfinite(level)
+    if both.sum() == np.isfinite(level).sum() or not _varies(level[both]):
+        return scores
+    return level[both].mean() + level[both].std() * scores
+
+
+def _standardised(values: np.ndarray, level: np.ndarray) -> np.ndarray:
+    """Scaled to the mean square that `level` has of the same labels, or else to 1; a constant stays 0."""
+    both = np.isfinite(values) & np.isfinite(level)
+    size = np.sqrt(np.mean(values[np.isfinite(values)] ** 2)) if np.isfinite(values).any() else 0.0
+    of_level = np.sqrt(np.mean(level[both] ** 2)) if both.any() else 0.0
+    return values * ((of_level or 1.0) / size) if size > 0 else values
 
 
 def _on_scale(fused: np.ndarray, reference: np.ndarray) -> np.ndarray:

@@ -41,22 +41,24 @@ CONFIDENCE_TEMPERATURE = 0.03
 # A structure whose labels lie below these in the median is contradicted by students, by SAM's other prompts, or by the
 # image: 0.8 is where a label counts as bad, 0.5 is the contrast of an outline drawn anywhere.
 WITNESSES = {"present_peer_dice": 0.8, "prompt_agreement": 0.8, "edge_contrast": 0.5}
-# The scale of robust deviations: 1.4826 x MAD is the standard deviation of normal data.
-MAD_TO_SD = 1.4826
+# The scales of robust deviations: 1.4826 x their median, 1.2533 x their mean is the standard deviation of normal data.
+MAD_TO_SD, MEAN_AD_TO_SD = 1.4826, 1.2533
+# Below as many forms nothing is usual: of two, each is as far from the median as the other.
+MIN_FORMS = 3
 
 
-def surface_tolerance_px(spacing_mm: Sequence[float], shape_hw: tuple[int, int], side_px: int) -> float:
+def surface_tolerance_px(spacing_mm: Sequence[float] | None, shape_hw: tuple[int, int], side_px: int) -> float:
     """The tolerance of surface Dice in pixels of the frame.
 
     Args:
-        spacing_mm: Of the image's first two axes; all 1 where a file says nothing of it, as PNG.
+        spacing_mm: Of the image's first two axes; None where a file says nothing of it, as PNG.
         shape_hw: The slice.
         side_px: Of the frame.
 
     Returns:
         2 mm, but at least one pixel and at most two, which is also what an unknown spacing gets.
     """
-    if all(s == 1.0 for s in spacing_mm):
+    if spacing_mm is None:
         return SURFACE_TOLERANCE_PX
     pixel_mm = float(np.mean(spacing_mm[:2])) * max(shape_hw) / side_px
     return float(np.clip(SURFACE_TOLERANCE_MM / pixel_mm, MIN_SURFACE_TOLERANCE_PX, SURFACE_TOLERANCE_PX))
@@ -195,13 +197,14 @@ def edge_contrast(mask: np.ndarray, frames: np.ndarray) -> float:
 
     Args:
         mask: (D, side, side) bool.
-        frames: (D, side, side) intensities.
+        frames: (D, h, w) intensities, h and w at most `side`: what the image fills of the square, since where it ends
+            is no edge.
 
     Returns:
         g / (g + h), g the mean gradient magnitude within one pixel of the outline, h that from there to BAND_PX + 1
         pixels: 0.5 where the outline means nothing to the image; nan where the mask is empty or the image is flat.
     """
-    outline = _outline(mask)
+    outline = _outline(mask[:, : frames.shape[1], : frames.shape[2]])
     if not outline.any():
         return float("nan")
     plane = np.ones((1, 3, 3), bool)
@@ -210,6 +213,12 @@ def edge_contrast(mask: np.ndarray, frames: np.ndarray) -> float:
     gradient = np.stack([gaussian_gradient_magnitude(frame.astype(np.float32), 1.0) for frame in frames])
     on_it, off_it = float(gradient[near].mean()), float(gradient[beside].mean()) if beside.any() else 0.0
     return on_it / (on_it + off_it) if on_it + off_it > 0 else float("nan")
+
+
+def slice_center(mask: np.ndarray) -> float:
+    """Where along the slices a (D, side, side) mask has its centre, in [0, 1]; nan where it is empty."""
+    areas = mask.sum((1, 2))
+    return float(np.average(np.arange(len(mask)) + 0.5, weights=areas) / len(mask)) if areas.any() else float("nan")
 
 
 def neighbour_dice(mask: np.ndarray) -> float:
@@ -241,14 +250,20 @@ def cohort_typicality(forms: np.ndarray) -> np.ndarray:
         forms: (N, m) of m measures of a form, such as the log area; nan where the mask is empty.
 
     Returns:
-        (N,) in [0, 1]: exp(-z^2 / 2), z^2 the mean square of the robust z of the measures; 1 at the median. An empty
-        mask gets twice the share of the masks that are empty, at most 1: where half are, it is as ordinary as any.
+        (N,) in [0, 1]: exp(-z^2 / 2), z^2 the mean square of the robust z of those measures that differ at all; 1 at
+        the median. An empty mask gets twice the share of the masks that are empty, at most 1: where half are, it is as
+        ordinary as any. Below MIN_FORMS nothing is usual: nan of the masks if fewer are not empty, of all if they are
+        no more altogether.
     """
-    if not np.isfinite(forms).any():
+    defined = forms[np.isfinite(forms).all(1)]
+    if len(forms) < MIN_FORMS or not len(defined):
         return np.full(len(forms), np.nan)
-    z = np.stack([robust_z(column) for column in forms.T], 1)
+    differs = np.ptp(defined, 0) > 0
+    z = np.stack([robust_z(column) for column in forms[:, differs if differs.any() else slice(None)].T], 1)
+    is_empty = ~np.isfinite(forms).all(1)
     typicality = np.exp(-0.5 * np.mean(np.clip(z, -6, 6) ** 2, axis=1))
-    is_empty = ~np.isfinite(typicality)
+    if len(defined) < MIN_FORMS:
+        typicality[:] = np.nan
     return np.where(is_empty, min(1.0, 2 * is_empty.mean()), typicality)
 
 
@@ -268,16 +283,18 @@ def structure_doubts(features: Mapping[str, np.ndarray]) -> tuple[str, ...]:
 
 
 def median_and_spread(values: np.ndarray) -> tuple[float, float]:
-    """Of the defined values, the median and the standard deviation that their MAD stands for; nan where none is."""
+    """Of the defined values, the median and the standard deviation that their MAD stands for, or, where more than half
+    are the same, their mean absolute deviation (Iglewicz and Hoaglin, 1993); nan where none is."""
     known = values[np.isfinite(values)]
     if not len(known):
         return float("nan"), float("nan")
     center = np.median(known)
-    return float(center), float(MAD_TO_SD * np.median(np.abs(known - center)))
+    deviations = np.abs(known - center)
+    return float(center), float(MAD_TO_SD * np.median(deviations) or MEAN_AD_TO_SD * np.mean(deviations))
 
 
 def robust_z(values: np.ndarray) -> np.ndarray:
-    """(value - median) / (1.4826 MAD) over the defined values; 0 everywhere where they do not spread."""
+    """(value - median) / spread of `median_and_spread` over the defined values; 0 everywhere where all are equal."""
     center, spread = median_and_spread(values)
     return np.where(np.isfinite(values), 0.0, np.nan) if spread == 0 else (values - center) / spread
 

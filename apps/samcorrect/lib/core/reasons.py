@@ -55,13 +55,17 @@ def explain(features: dict[str, float], usual: dict[str, tuple[float, float]], *
     ]
 
 
-def doubt_structure(name: str, features: dict[str, np.ndarray]) -> str:
+def doubt_structure(name: str, features: dict[str, np.ndarray], *, is_missed: bool = False) -> str:
     """Why the labels of a structure are doubtful as a whole, in words; "" where they are not.
 
     Args:
         name: Of the structure.
         features: Name to (n,) values of its labels.
+        is_missed: No label shows it, and nobody said that it is not there. Nothing then contradicts the labels:
+            students learn from them that there is nothing.
     """
+    if is_missed:
+        return f"{name}, all labels: none shows it; mark it in a few images, or see whether its prompt fits"
     against = structure_doubts(features)
     told = [f"{DOUBTS[feature]} ({np.nanmedian(features[feature]):.2f} in the median)" for feature in against]
     return f"{name}, all labels: {' and '.join(told)}" if told else ""

@@ -16,7 +16,7 @@ from samcorrect.lib.networks.student import StudentConfig
 from samcorrect.lib.store.image_ids import log_name
 from samcorrect.lib.store.records.labels import best_of
 from samcorrect.lib.store.schema import TAG_FINAL, TAG_ORIGINAL, TAGS, ImageRow, LabelVersionRow
-from samcorrect.lib.transforms.frame import labels_to_frame, normalise_intensity, to_frame
+from samcorrect.lib.transforms.frame import content_size, labels_to_frame, normalise_intensity, to_frame
 
 logger = logging.getLogger(__name__)
 
@@ -60,10 +60,8 @@ class Cohort:
 
     @property
     def is_absent(self) -> np.ndarray:
-        """(n, K) bool: the label was made from a boxes file which says that the structure is not in the image."""
-        no_box = {"source": "boxes_file", "box": None}
-        told = [[label.prompts.get(name) == no_box for name in self.config.names] for label in self.labels]
-        return np.array(told, dtype=bool)
+        """(n, K) bool, `absent_structures` of the labels."""
+        return absent_structures(self.labels, self.config.names)
 
     @property
     def is_empty(self) -> np.ndarray:
@@ -76,6 +74,11 @@ class Cohort:
     def n_structures(self) -> int:
         """Structures of the protocol."""
         return len(self.config.indices)
+
+    def content(self, number: int) -> np.ndarray:
+        """(D, h, w) float32: the frames of image `number` without their padding."""
+        height, width = content_size(self.shapes[number][:2], self.config.side_px)
+        return self.frames[self.spans[number], :height, :width].numpy()
 
     def mask(self, number: int, channel: int) -> np.ndarray:
         """(D, side, side) bool mask of channel k + 1 in image `number`."""
@@ -105,6 +108,13 @@ class Cohort:
 def draw_masks(masks: Sequence[np.ndarray]) -> torch.Tensor:
     """(D, side, side) uint8 targets of the (D, side, side) bool masks of all structures of an image."""
     return torch.from_numpy(merge_structures(masks, range(1, len(masks) + 1)))
+
+
+def absent_structures(labels: Sequence[LabelVersionRow], names: Sequence[str]) -> np.ndarray:
+    """(n, K) bool: the label was made from a boxes file which says that the structure is not in the image."""
+    no_box = {"source": "boxes_file", "box": None}
+    told = [[label.prompts.get(name) == no_box for name in names] for label in labels]
+    return np.array(told, dtype=bool).reshape(len(labels), len(names))
 
 
 def best_labels(workspace: Workspace) -> dict[str, LabelVersionRow]:

@@ -240,7 +240,7 @@ def _choose(
         "half way between label and prediction": signed_distance_blend(old, prediction),
     }
     judge = (scores.peer_probs[span].argmax(1) == k + 1).numpy()
-    return choose_correction(old, candidates, judge, area_range=area_range, frames=cohort.frames[span].numpy())
+    return choose_correction(old, candidates, judge, area_range=area_range, frames=cohort.content(number))
 
 
 def _on_grid(

@@ -24,13 +24,7 @@ from samcorrect.lib.loop.workspace import Workspace
 from samcorrect.lib.protocol import Protocol
 from samcorrect.lib.store.labels import LabelStore
 from samcorrect.lib.store.studies import LocalStudies, Studies
-from samcorrect.lib.store.volumes import (
-    PICTURE_SUFFIXES,
-    Volume,
-    align_label_map,
-    read_image,
-    read_label_map,
-)
+from samcorrect.lib.store.volumes import Volume, align_label_map, read_image, read_label_map, says_spacing
 
 # In units of the smallest voxel side; the field's usual tolerance for organs at 1 mm.
 SURFACE_TOLERANCE_VOX = 2.0
@@ -52,7 +46,7 @@ class Case:
     @property
     def has_spacing(self) -> bool:
         """Whether the file says how large a voxel is; a PNG or JPEG does not."""
-        return not self.file_name.lower().endswith(PICTURE_SUFFIXES)
+        return says_spacing(self.file_name)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ LABEL, PEERS, CANDIDATE = "label", "students that never saw this case", "SAM's c
 HEAT_CAPTION = "black: the students agree with the label; yellow: they do not"
 NO_PEERS = (
     f"no students are kept that could say where: there are fewer than {MIN_IMAGES_FOR_PEERS} images, or the last "
-    "scoring was of other settings; run `samcorrect score --full`"
+    "scoring was of other settings; run `samcorrect score --full` (with the preset huang2023 none are kept)"
 )
 
 
@@ -75,7 +75,7 @@ def write_explanation(
         LabelError: As `explain_image`; or a map is asked for where no peers are kept, or not as .nii.gz or .nii.
         UnknownImageError, UnknownLabelError, ImageError, StoreError: As `explain_image`, or a file cannot be written.
     """
-    path = out or workspace.store.state_dir / EXPLAIN_NAME / f"{image_id.replace('/', '_')}.svg"
+    path = out or workspace.store.state_dir / EXPLAIN_NAME / f"{image_id}.svg"
     if path.suffix.lower() not in OUT_SUFFIXES:
         raise SettingsError(f"--out {path}: the picture is written as {' or '.join(OUT_SUFFIXES)}")
     told = explain_image(workspace, image_id)

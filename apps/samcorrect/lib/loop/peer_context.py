@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 CONTEXT_NAME = "peers.npz"
 # Raised whenever features or the file change.
-CONTEXT_FORMAT = 9
+CONTEXT_FORMAT = 10
 # Settings that change what peers learn or how their words are weighed.
 KEY_SETTINGS = (
     "preset",

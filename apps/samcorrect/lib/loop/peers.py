@@ -41,8 +41,9 @@ class Peers:
         nearest: (n, K) the candidate that agrees best with the students; -1 where an image has none.
         chosen: (n, K) the candidate to take now: the nearest where the students are a judge of the structure and it
             keeps the edges of the one taken before there were students, else that one; -1 where an image has none.
-        is_judge: (K,) bool: the students agree better with the nearest candidate than SAM's prompts agree with each
-            other, in the mean over the images, or SAM's confidence is not believed; true where there are no prompts.
+        is_judge: (K,) bool: the students see the structure in at least half of the images whose labels show it, and
+            agree better with the nearest candidate than SAM's prompts agree with each other, in the mean over the
+            images, or SAM's confidence is not believed, or there are no prompts.
         is_believed: (K,) bool, `core.pseudo_label.is_confidence_believed`.
         pairs: The students of both pairs.
         is_asked: (K,) bool, the structures about which SAM was asked with the boxes of both pairs.
@@ -115,12 +116,17 @@ def compare_with_peers(
 ) -> Peers:
     """What students with such probabilities choose, and whether they may."""
     shape = (len(cohort), cohort.n_structures)
-    nearest, first, loses = np.full(shape, -1), np.full(shape, -1), np.zeros(shape, bool)
+    nearest, first = np.full(shape, -1), np.full(shape, -1)
+    loses, sees = np.zeros(shape, bool), np.zeros(shape, bool)
     with_peer, among_prompts, confirmed = (np.full(shape, np.nan) for _ in range(3))
     for number, found in enumerate(candidates):
-        channels, frames = probs[cohort.spans[number]].argmax(1), cohort.frames[cohort.spans[number]].numpy()
-        for k in range(cohort.n_structures if found is not None else 0):
-            masks, peer = found[k].masks, (channels == k + 1).numpy()
+        channels, frames = probs[cohort.spans[number]].argmax(1), cohort.content(number)
+        for k in range(cohort.n_structures):
+            peer = (channels == k + 1).numpy()
+            sees[number, k] = peer.any()
+            if found is None:
+                continue
+            masks = found[k].masks
             nearest[number, k], first[number, k] = choose_by_peer(masks, peer), found[k].first
             if nearest[number, k] != first[number, k]:
                 loses[number, k] = loses_edges(masks[first[number, k]], masks[nearest[number, k]], frames)
@@ -130,6 +136,8 @@ def compare_with_peers(
         progress(STAGE_CHOOSE_AGAIN, number + 1, len(cohort))
     is_believed = np.array([is_confidence_believed(of) for of in confirmed.T])
     is_judge = ~is_believed | [_know_more(*of) for of in zip(with_peer.T, among_prompts.T, strict=True)]
+    # Those who see nothing in most of the images whose labels show something say nothing of these.
+    is_judge &= 2 * (sees & ~cohort.is_empty).sum(0) >= (~cohort.is_empty).sum(0)
     return Peers(probs, nearest, np.where(is_judge & ~loses, nearest, first), is_judge, is_believed)
 
 

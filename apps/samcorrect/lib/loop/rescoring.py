@@ -28,7 +28,7 @@ from samcorrect.lib.loop.scoring import (
     write_scores,
 )
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
-from samcorrect.lib.store.schema import TAG_FINAL, LabelVersionRow, QualityRow
+from samcorrect.lib.store.schema import LabelVersionRow, QualityRow
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ def _rescore(
     qualities = workspace.store.ledger.qualities(label.id for label in unchanged)
     stored = _stored_columns(unchanged, qualities, cohort.config.indices)
     everyone = [*unchanged, *cohort.labels]
-    n_old, is_approved = len(unchanged), np.array([label.tag == TAG_FINAL for label in everyone])
+    n_old = len(unchanged)
 
     all_forms = np.concatenate([context.forms[[place[label.id] for label in unchanged]], forms])
     features = with_typicality({name: np.concatenate([stored[name], columns[name]]) for name in FEATURES}, all_forms)
@@ -138,7 +138,7 @@ def _rescore(
     values[:n_old] = stored["score"]
     expected = expect_structures(workspace, values, features, everyone, context)
     is_empty = are_empty(all_forms)
-    scores = finish_scores(cohort.config.names, is_approved, values, expected, features, is_empty=is_empty)
+    scores = finish_scores(cohort.config.names, everyone, values, expected, features, is_empty=is_empty)
     _refresh_expected(workspace, unchanged, qualities, scores, cohort.config.indices)
     write_quality(workspace, everyone, scores, np.arange(n_old, len(everyone)))
     doubtful = scores.doubtful(cohort.config.names)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from samcorrect.lib.core.calibration import ExpectedDice, each_of_its_kind, expect_dice
+from samcorrect.lib.core.calibration import ExpectedDice, each_of_its_kind, expect_dice, nothing_expected
 from samcorrect.lib.core.fusion import fuse_features, worst_structure
 from samcorrect.lib.core.losses import cross_entropy_map
 from samcorrect.lib.core.metrics import rounded
@@ -25,29 +25,32 @@ from samcorrect.lib.core.quality import (
     outline_ratio,
     peer_surface_dice,
     prompt_dice,
+    slice_center,
     surface_tolerance_px,
 )
 from samcorrect.lib.core.reasons import MAX_REASONS, doubt_structure, explain
 from samcorrect.lib.core.reweighting import huang_weights, posterior_good
 from samcorrect.lib.loop.approvals import approved_pairs
 from samcorrect.lib.loop.audited import AuditedScores, audited_cohort, write_audited
-from samcorrect.lib.loop.cohort import Cohort
+from samcorrect.lib.loop.cohort import Cohort, absent_structures
 from samcorrect.lib.loop.frame_candidates import CohortCandidates, FrameCandidates, read_candidates
 from samcorrect.lib.loop.peer_context import PeerContext, drop_context, write_context
 from samcorrect.lib.loop.peers import Peers, compare_with_peers, learn_peers
 from samcorrect.lib.loop.students import Trained, predict_cohort, train_on
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
-from samcorrect.lib.store.schema import TAG_CORRECTED, LabelVersionRow, QualityRow
+from samcorrect.lib.store.schema import TAG_CORRECTED, TAG_FINAL, LabelVersionRow, QualityRow
+from samcorrect.lib.store.volumes import says_spacing
 
 STAGE_SCORE = "scoring labels"
 # Below this two folds of students learn nothing; the score then rests on the prompts alone and says so.
 MIN_IMAGES_FOR_PEERS = 8
 HUANG_DROPOUT = 0.2
-# Measures of a form: log area, both coordinates of the centre, log outline ratio, log ratio of the area to the peer's
-# and to that of SAM's mask when it is asked with the peer's box.
+# Measures of a form: log area, both coordinates of the centre in the slice, log outline ratio, log ratio of the area to
+# the peer's and to that of SAM's mask when it is asked with the peer's box, and the centre along the slices.
 # What each feature among all labels rests on; a bias that students have in size cancels out.
-COHORT_PARTS = {"cohort_area": [0], "cohort_position": [1, 2], "cohort_shape": [3], "peer_area": [4], "asked_area": [5]}
-N_FORMS = 6
+COHORT_PARTS = {"cohort_area": [0], "cohort_position": [1, 2, 6], "cohort_shape": [3]}
+SIZE_PARTS = {"peer_area": [4], "asked_area": [5]}
+N_FORMS = 7
 
 
 @dataclass(frozen=True)
@@ -99,9 +102,7 @@ def score_cohort(workspace: Workspace, cohort: Cohort, *, seed: int, progress: P
     columns, forms = measure_labels(cohort, candidates, peers, progress=progress)
     fused, features, audited = _fuse_with_audited(workspace, cohort, peers, columns, forms)
     expected = expect_structures(workspace, fused, features, cohort.labels, peers, audited)
-    scores = finish_scores(
-        cohort.config.names, cohort.is_approved, fused, expected, features, is_empty=are_empty(forms)
-    )
+    scores = finish_scores(cohort.config.names, cohort.labels, fused, expected, features, is_empty=are_empty(forms))
     scores = replace(scores, forms=forms, audited=audited)
     if peers is None:
         return scores
@@ -148,7 +149,7 @@ def fuse_structures(features: list[dict[str, np.ndarray]], judges: Peers | PeerC
 def _believed(judges: Peers | PeerContext | None, k: int) -> tuple[tuple[str, ...], str]:
     """Of a structure, the groups of features that are believed, and the one that the score has the scale of."""
     if judges is None or not judges.is_judge[k]:
-        return ("prompt",), "prompt_dice"
+        return ("prompt",) if judges is None or judges.is_believed[k] else (), "prompt_dice"
     return ("peer", "prompt") if judges.is_believed[k] else ("peer",), "peer_dice"
 
 
@@ -162,12 +163,14 @@ def expect_structures(
 ) -> list[ExpectedDice]:
     """Of each structure, what (n, K) scores and the approvals until now say of the Dice of the n labels.
 
-    Before there are approvals it is the Dice with who is believed, students or SAM's prompts.
+    Before there are approvals it is the Dice with who is believed, students or SAM's prompts. Of a label that a person
+    approved or drew nothing is expected: nobody is to look at it again.
     A label that was corrected is calibrated by approvals of corrected labels alone, and one that was not by the others:
     students made the first agree with students, so that one score does not mean the same of both.
     Labels that people replaced count with the score in `audited`, the others with that in the ledger.
     """
     is_corrected = np.array([label.tag == TAG_CORRECTED for label in labels])
+    is_final = np.array([label.tag == TAG_FINAL for label in labels])
     told = []
     for k, approved in enumerate(approved_pairs(workspace, audited and audited.of_labels())):
         reference_dice = features[k][_believed(judges, k)[1]]
@@ -175,7 +178,7 @@ def expect_structures(
             expect_dice(values[:, k], reference_dice, approved.scores[of_kind], approved.dice[of_kind])
             for of_kind in (~approved.is_corrected, approved.is_corrected)
         ]
-        told.append(each_of_its_kind(is_corrected, *kinds))
+        told.append(each_of_its_kind(is_final, each_of_its_kind(is_corrected, *kinds), nothing_expected(len(labels))))
     return told
 
 
@@ -211,7 +214,7 @@ def measure_labels(
                 told["prompt_dice"] = prompt_dice(mask, *map(np.concatenate, zip(*of_sam, strict=True)))
             for name, value in told.items():
                 columns[name][number, k] = value
-            forms[number, k] = [*mask_shapes(mask), np.log(outline_ratio(mask)), *sizes]
+            forms[number, k] = [*mask_shapes(mask), np.log(outline_ratio(mask)), *sizes, slice_center(mask)]
         progress(STAGE_SCORE, number + 1, len(cohort))
     return columns, forms
 
@@ -231,7 +234,18 @@ def with_typicality(columns: dict[str, np.ndarray], forms: np.ndarray) -> list[d
     features = [{name: values[:, k] for name, values in columns.items()} for k in range(forms.shape[1])]
     for k, of in enumerate(features):
         of |= {name: cohort_typicality(forms[:, k, parts]) for name, parts in COHORT_PARTS.items()}
+        of |= {name: _size_typicality(forms[:, k, parts], are_empty(forms[:, k])) for name, parts in SIZE_PARTS.items()}
     return features
+
+
+def _size_typicality(ratios: np.ndarray, is_empty: np.ndarray) -> np.ndarray:
+    """`cohort_typicality` of (n, 1) log ratios of areas: 1 where label and other are both empty, and these set no
+    standard for the others.
+    """
+    agrees_on_nothing = is_empty & (ratios[:, 0] == 0)
+    typicality = np.ones(len(ratios))
+    typicality[~agrees_on_nothing] = cohort_typicality(ratios[~agrees_on_nothing])
+    return typicality
 
 
 def _features_alone(cohort: Cohort, number: int, k: int, mask: np.ndarray) -> dict[str, float]:
@@ -239,7 +253,7 @@ def _features_alone(cohort: Cohort, number: int, k: int, mask: np.ndarray) -> di
     of_prompt = cohort.labels[number].info.get("structures", {}).get(cohort.config.names[k], {})
     told = {name: of_prompt.get(name) for name in ("prompt_agreement", "stability", "predicted_iou")}
     return {name: np.nan if value is None else value for name, value in told.items()} | {
-        "edge_contrast": edge_contrast(mask, cohort.frames[cohort.spans[number]].numpy()),
+        "edge_contrast": edge_contrast(mask, cohort.content(number)),
         "neighbour_dice": neighbour_dice(mask),
     }
 
@@ -254,7 +268,8 @@ def _features_of_peers(
     found: list[FrameCandidates] | None,
 ) -> dict[str, float]:
     """What the students say of a label, and the candidate of SAM that is nearest to them."""
-    spacing_mm = np.linalg.norm(cohort.affines[number][:3, :3], axis=0)
+    is_told = says_spacing(cohort.images[number].path)
+    spacing_mm = np.linalg.norm(cohort.affines[number][:3, :3], axis=0) if is_told else None
     tolerance_px = surface_tolerance_px(spacing_mm, cohort.shapes[number][:2], cohort.config.side_px)
     probs = peers.probs[cohort.spans[number], k + 1].numpy()
     told = label_features(mask, probs, peer, tolerance_px=tolerance_px)
@@ -285,13 +300,13 @@ def write_quality(workspace: Workspace, labels: Sequence[LabelVersionRow], score
     usual = [{name: median_and_spread(values) for name, values in of.items()} for of in scores.features]
     for number in numbers:
         label, rows, reasons = labels[number], [], []
+        worst = worst_structure(scores.structure_scores[number])
         for k, (name, index) in enumerate(zip(protocol.names, protocol.indices, strict=True)):
             told = explain({f: v[number] for f, v in scores.features[k].items()}, usual[k], structure=name)
             if scores.doubts[k]:
                 told = [*told[: MAX_REASONS - 1], scores.doubts[k]]
-            reasons += told
+            reasons = [*told, *reasons] if k == worst else [*reasons, *told]
             rows.append(_quality_row(label.id, index, scores, number, k, told, now))
-        worst = worst_structure(scores.structure_scores[number])
         whole = _quality_row(label.id, 0, scores, number, worst, reasons[:MAX_REASONS], now)
         workspace.store.ledger.set_quality(label.id, [whole, *rows])
 
@@ -317,16 +332,15 @@ def _score_by_loss(workspace: Workspace, cohort: Cohort, *, seed: int, progress:
     ]
     image_scores = np.array([float(torch.exp(-loss)) for loss in losses])
     fused = np.repeat(image_scores[:, None], cohort.n_structures, 1)
-    nothing = ExpectedDice(*(np.full(len(cohort), np.nan) for _ in range(3)), np.zeros(len(cohort), int))
-    expected = [nothing] * cohort.n_structures
+    expected = [nothing_expected(len(cohort))] * cohort.n_structures
     features: list[dict[str, np.ndarray]] = [{} for _ in range(cohort.n_structures)]
-    scores = finish_scores(cohort.config.names, cohort.is_approved, fused, expected, features)
+    scores = finish_scores(cohort.config.names, cohort.labels, fused, expected, features)
     return replace(scores, peer_probs=probs, trained=trained)
 
 
 def finish_scores(
     names: Sequence[str],
-    is_approved: np.ndarray,
+    labels: Sequence[LabelVersionRow],
     fused: np.ndarray,
     expected: list[ExpectedDice],
     features: list[dict[str, np.ndarray]],
@@ -336,12 +350,17 @@ def finish_scores(
     """What follows from the (n, K) scores of structures: that of the whole label, the posterior and the doubts;
     `is_empty` where empty labels score by being rightly so (not by the loss of the whole image).
     """
+    is_approved = np.array([label.tag == TAG_FINAL for label in labels])
     empty = [None] * len(names) if is_empty is None else is_empty.T
     posterior = np.stack([posterior_good(column, is_empty=of) for column, of in zip(fused.T, empty, strict=True)], 1)
     posterior[is_approved] = 1.0
     with np.errstate(all="ignore"):
         scores = np.where(np.isnan(fused).all(1), np.nan, np.nanmin(np.where(np.isnan(fused), np.inf, fused), axis=1))
-    doubts = tuple(doubt_structure(name, of) for name, of in zip(names, features, strict=True))
+    is_missed = np.zeros(len(names), bool)
+    if is_empty is not None:
+        is_missed = is_empty.all(0) & ~(absent_structures(labels, names) | is_approved[:, None]).all(0)
+    told = zip(names, features, is_missed, strict=True)
+    doubts = tuple(doubt_structure(name, of, is_missed=bool(missed)) for name, of, missed in told)
     return Scores(fused, scores, posterior, expected, features, None, doubts=doubts)
 
 

@@ -93,8 +93,7 @@ def choose_again(
     numbers = np.flatnonzero((is_nearer | is_known).any(1))
     taken: dict[int, dict[int, SecondChoice]] = {}
     for done, number in enumerate(map(int, numbers)):
-        span = cohort.spans[number]
-        judge, frames = peers.probs[span].argmax(1).numpy(), cohort.frames[span].numpy()
+        judge, frames = peers.probs[cohort.spans[number]].argmax(1).numpy(), cohort.content(number)
         for k, offers in _offers(workspace, cohort, peers, number, is_nearer[number], is_known[number]).items():
             small = {
                 n: shrink_masks(of.masks[which][None], cohort.config.side_px)[0] for n, (of, which) in offers.items()

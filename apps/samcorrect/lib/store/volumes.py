@@ -105,6 +105,11 @@ def suffix_of(path: Path) -> str:
     return next((s for s in IMAGE_SUFFIXES if name.endswith(s)), "")
 
 
+def says_spacing(file_name: str) -> bool:
+    """Whether a file of this name says how large a voxel is; a PNG or JPEG does not."""
+    return not file_name.lower().endswith(PICTURE_SUFFIXES)
+
+
 def read_image(path: Path) -> Volume:
     """Read an image as float32; colour becomes luminance, as seen on black where it is transparent.
 
