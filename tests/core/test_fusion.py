@@ -94,8 +94,9 @@ def test_a_useless_feature_costs_little_rank_correlation_with_the_truth(useless,
         assert fusion.weights[name] < min(fusion.weights[feature] for feature in "pqb")
 
 
+@pytest.mark.parametrize("mate", ["a", "e"], ids=["by the rest of its source", "by the anchors"])
 @pytest.mark.parametrize("share", ["worst", "best", "random"])
-def test_what_only_some_labels_have_is_placed_where_these_are(share):
+def test_what_only_some_labels_have_is_placed_where_these_are(share, mate):
     """SAM's word of a mask is gone where the mask was replaced: which labels have it says much of how good they are."""
     gained = []
     for seed in range(20):
@@ -103,11 +104,30 @@ def test_what_only_some_labels_have_is_placed_where_these_are(share):
         truth = rng.beta(8, 2, 120)
         has = {"worst": truth < np.quantile(truth, 1 / 3), "best": truth > np.quantile(truth, 2 / 3)}
         has["random"] = rng.random(120) < 1 / 3
-        common = {"p": noisy(truth, rng, 0.08), "a": noisy(truth, rng, 0.08)}
+        common = {"p": noisy(truth, rng, 0.08), mate: noisy(truth, rng, 0.08)}
         some = {name: np.where(has[share], noisy(truth, rng, 0.05), NAN) for name in "cd"}
         alone, more = (fuse(of, anchors=("peer", "prompt")).scores for of in (common, {**common, **some}))
         gained.append(spearmanr(more, truth).statistic - spearmanr(alone, truth).statistic)
     assert np.mean(gained) > 0.003
+
+
+def test_the_rest_of_its_source_says_where_a_feature_is_that_some_labels_have():
+    """The students are content with what was made to please them; SAM, whose word on it is gone, is not."""
+    gained = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        truth = rng.beta(8, 2, 120)
+        is_replaced = truth < np.quantile(truth, 0.2)
+        of_peers = noisy(np.where(is_replaced, 0.95, truth), rng, 0.02)
+        features = {
+            "p": of_peers,
+            "a": noisy(truth, rng, 0.05),
+            "c": np.where(is_replaced, NAN, noisy(truth, rng, 0.05)),
+        }
+        without = {name: features[name] for name in "pa"}
+        one, more = (fuse(of, anchors=("peer", "prompt")).scores for of in (without, features))
+        gained.append(spearmanr(more, truth).statistic - spearmanr(one, truth).statistic)
+    assert np.mean(gained) > 0
 
 
 @pytest.mark.parametrize("n_known", [3, MIN_LABELS_FOR_FUSION - 1])

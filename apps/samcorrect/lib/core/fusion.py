@@ -1,6 +1,6 @@
 """One score of several features of a label, without ground truth."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,8 +39,9 @@ def fuse_features(
 
     The features are fused as normal scores of their ranks. Which labels have a feature can itself go along with how
     good they are (what was corrected has lost what SAM said of it), so that one which only some have counts from the
-    level and with the spread that the feature `scale` has among them. The score of the label at some rank is then the
-    value at the same rank of `scale`: a cohort of good labels scores high as a whole, and a doubtful one low.
+    level and with the spread that the others of its source have among them, or, where none of these is complete, the
+    anchors. The score of the label at some rank is then the value at the same rank of the feature `scale`: a cohort of
+    good labels scores high as a whole, and a doubtful one low.
 
     Args:
         features: Name to (N,) values in [0, 1], 1 the best, nan where not defined.
@@ -66,12 +67,12 @@ def fuse_features(
         plain = np.where(np.isfinite(plain), plain, of_all)
         shares = {f: 1 / len(believed) / len(of) for of in believed for f in of}
         return Fusion(plain, dict.fromkeys(names, 0.0) | shares, nowhere)
-    level = _normal_scores(features[scale]) if scale in names else np.full(n_labels, np.nan)
-    normal = {name: _on_level(_normal_scores(features[name]), level) for name in names}
-    correlations = {f: _correlation(normal[f], _reference(normal, believed, without=f)) for f in names}
+    normal, level = _on_levels({name: _normal_scores(features[name]) for name in names}, known.values(), believed)
+    correlations = {f: _correlation(normal[f], _reference(normal, believed, {*names} - {f})) for f in names}
     fused, weights = _weigh_sources(normal, list(known.values()), believed, correlations, level)
-    reference = features[scale] if scale in names else level
-    if (not _varies(reference) and _varies(fused)) or scale not in names:
+    if scale in names and (_varies(features[scale]) or not _varies(fused)):
+        reference = features[scale]
+    else:
         reference = mean_of_defined(_rows(features, names))
     return Fusion(_on_scale(fused, reference), weights, correlations)
 
@@ -95,7 +96,7 @@ def _weigh_sources(
     level: np.ndarray,
 ) -> tuple[np.ndarray, dict[str, float]]:
     """The (N,) fused normal scores, and the weights of the features, which sum to 1."""
-    reference = _reference(normal, believed)
+    reference = _reference(normal, believed, normal)
     spoken, weights, shares = [], [], []
     for names in sources:
         inner = np.array([_positive(correlations[name]) for name in names])
@@ -112,10 +113,10 @@ def _weigh_sources(
 
 
 def _reference(
-    normal: Mapping[str, np.ndarray], believed: Sequence[Sequence[str]], *, without: str | None = None
+    normal: Mapping[str, np.ndarray], believed: Sequence[Sequence[str]], among: Collection[str]
 ) -> np.ndarray:
-    """(N,) what the believed sources say, each alike, without one feature; nan where nothing is left."""
-    left = [[name for name in names if name != without] for names in believed]
+    """(N,) what the believed sources say, each alike, by some of the features; nan where nothing is left."""
+    left = [[name for name in names if name in among] for names in believed]
     left = [names for names in left if names]
     return _mean_of_sources(normal, left) if left else np.full(len(next(iter(normal.values()))), np.nan)
 
@@ -146,12 +147,24 @@ def _normal_scores(values: np.ndarray) -> np.ndarray:
     return scores
 
 
+def _on_levels(
+    scores: Mapping[str, np.ndarray], sources: Iterable[Sequence[str]], believed: Sequence[Sequence[str]]
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Normal scores, those that only some labels have where these labels are, and the level of the believed."""
+    is_label = np.isfinite(_rows(scores, list(scores))).any(0)
+    complete = {name for name, values in scores.items() if np.isfinite(values[is_label]).all()}
+    level, placed = _reference(scores, believed, complete), dict(scores)
+    for names in sources:
+        own = _reference(scores, [names], complete)
+        for name in {*names} - complete:
+            placed[name] = _on_level(scores[name], own if np.isfinite(own).any() else level)
+    return placed, level
+
+
 def _on_level(scores: np.ndarray, level: np.ndarray) -> np.ndarray:
-    """Normal scores that some of the labels have, with the mean and the spread that `level` has among these."""
+    """Normal scores with the mean and the spread that `level` has among the same labels."""
     both = np.isfinite(scores) & np.isfinite(level)
-    if both.sum() == np.isfinite(level).sum() or not _varies(level[both]):
-        return scores
-    return level[both].mean() + level[both].std() * scores
+    return level[both].mean() + level[both].std() * scores if _varies(level[both]) else scores
 
 
 def _standardised(values: np.ndarray, level: np.ndarray) -> np.ndarray:
