@@ -85,6 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not parsed.no_losses:
                 rows[CEILING] = _agreement_with_students_of_truth(workspace, cohort, truth, seed=seed)
             _enter(measured, noise, seed, cohort, rows, *_true_dice(workspace, cohort, truth))
+            for structure, told in zip(cohort.config.names, scores.doubts, strict=True):
+                measured[structure][noise]["fused"][str(seed)]["doubt"] = told
             if noise == "chosen":
                 choosing[str(seed)] = _choosing(workspace, cohort, scores, truth)
                 write_json(parsed.json.with_name(f"{parsed.json.stem}-choosing.json"), {name: choosing})

@@ -59,6 +59,24 @@ def test_measures_by_hand(measure):
     assert told["coverage"] is told["width"] is told["mae"] is None
 
 
+def test_thirds_are_of_the_size_and_of_the_score_worst_first(measure, rng):
+    # The scores rank small structures upside down, those in the middle by nothing, and large ones rightly.
+    dice = rng.uniform(0.3, 0.9, 60)
+    scores = np.concatenate([1 - dice[:20], rng.permutation(dice[20:40]), dice[40:]])
+
+    small, middle, large = measure(scores, dice)["spearman_by_size"]
+
+    assert (small, large) == (pytest.approx(-1), pytest.approx(1))
+    assert abs(middle) < 0.6
+    # An interval that suits all misses the labels that score worst: they are far worse than they score, and not often
+    # among the 20 that calibrate it.
+    scores = np.sort(rng.uniform(0.5, 0.95, 200))
+    dice = np.where(np.arange(200) < 12, scores - 0.4, scores - 0.02)
+    worst, *better = measure(scores, dice)["coverage_by_score"]
+    assert worst < min(better)
+    assert worst < max(better) - 0.1
+
+
 def test_calibration_is_measured_where_there_are_labels_enough(measure, rng):
     dice = 1 - np.exp(rng.normal(-2.5, 0.8, 150)).clip(0, 1)
     told = measure(dice, dice)
@@ -230,6 +248,33 @@ def test_morphed_labels_follow_the_truth_and_leave_out_what_cannot_be_read(modul
     assert {image_id for image_id in first if first[image_id] != second[image_id]} == {"case2"}
 
 
+@pytest.mark.slow
+def test_labels_of_sam_are_those_of_the_box_of_the_choice_and_of_one_round(module, phantoms, new_state, tmp_path):
+    made = {}
+    for noise in ("box", "chosen", "corrected"):
+        settings = phantoms.settings.model_copy(
+            update={"state": tmp_path / noise, "protocol": phantoms.images / "protocol.yaml", "student_steps": 3}
+        )
+        workspace = open_workspace(phantoms.images, settings, cache_dir=phantoms.cache)
+        module("noise").make_labels(workspace, noise, GroundTruth(phantoms.labels), no_progress)
+        made[noise] = workspace
+
+    def numbers(noise):
+        labels = made[noise].store.ledger.latest_labels()
+        return {
+            image_id: [of["candidate"] for of in label.info["structures"].values()]
+            for (image_id, tag), label in labels.items()
+            if tag == "original"
+        }
+
+    assert set(map(tuple, numbers("box").values())) == {(0, 0)}  # the box as given is the first prompt
+    assert len(numbers("chosen")) == 10
+    assert numbers("chosen") == numbers("corrected") != numbers("box")
+    corrected = made["corrected"].store.ledger.run_labels("corrected", 1, 1)
+    assert set(corrected) == {i for i, label in best_labels(made["corrected"]).items() if label.tag == "corrected"}
+    assert made["corrected"].store.ledger.run(1).is_finished
+
+
 def test_scores_of_the_union_are_weighted_by_area_and_keep_ties(module):
     of_union = module("quality")._of_union
     values = np.array([[0.2, 0.8], [NAN, 0.7], [NAN, NAN]])
@@ -343,3 +388,6 @@ def test_the_benchmark_runs_on_the_phantoms(module, phantoms, tmp_path, monkeypa
         assert rows["fused"]["0"]["n"] == 10
         assert "cleanlab" not in rows
         assert {row for row in rows if "fused_minus_ci95" not in rows[row]["0"]} == {"fused"}
+    # Students of three steps agree with no label.
+    del structures["_union"]
+    assert all("all labels: students" in noises["morph50"]["fused"]["0"]["doubt"] for noises in structures.values())
