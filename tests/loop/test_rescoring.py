@@ -11,7 +11,7 @@ from samcorrect.lib.loop import rescoring, students
 from samcorrect.lib.loop.approvals import approved_pairs
 from samcorrect.lib.loop.cohort import best_labels
 from samcorrect.lib.loop.peer_context import CONTEXT_NAME
-from samcorrect.lib.loop.rescoring import score_store
+from samcorrect.lib.loop.rescoring import is_too_much, score_store
 from samcorrect.lib.loop.workspace import Workspace, open_workspace
 from samcorrect.lib.store.volumes import LPS_TO_RAS, write_label_map
 
@@ -131,6 +131,13 @@ def test_more_changes_than_the_share_are_a_full_scoring(labelled):
     for image_id in (*CHANGED, "case8"):
         change(workspace, image_id, 5)
     assert score_store(workspace)["is_full"]
+
+
+@pytest.mark.parametrize(("n_labels", "most"), [(8, 2), (39, 9), (40, 10), (100, 10), (124, 12), (10000, 1000)])
+def test_ten_submits_are_not_too_much_from_forty_labels_on(monkeypatch, n_labels, most):
+    monkeypatch.undo()  # the share that the other tests of this file work with
+    assert not is_too_much(most, n_labels)
+    assert is_too_much(most + 1, n_labels)
 
 
 def test_a_few_changes_in_a_small_store_are_no_full_scoring(labelled, monkeypatch):

@@ -75,6 +75,11 @@ def score_store(workspace: Workspace, *, full: bool = False, progress: Progress 
     }
 
 
+def is_too_much(n_changed: int, n_labels: int) -> bool:
+    """Whether so many of the labels changed that peers are taught anew."""
+    return n_changed > max(MAX_CHANGED_SHARE * n_labels, min(MAX_CHANGED, MAX_CHANGED_SHARE_OF_FEW * n_labels))
+
+
 def _score_changed(
     workspace: Workspace, labels: Mapping[str, LabelVersionRow], progress: Progress
 ) -> dict[str, Any] | None:
@@ -86,8 +91,7 @@ def _score_changed(
     known = workspace.store.ledger.scored_labels() & set(context.label_ids.tolist())
     changed = {image_id: label for image_id, label in labels.items() if label.id not in known}
     n_untaught = sum(label.id not in context.taught_ids for label in labels.values())
-    most = max(MAX_CHANGED_SHARE * len(labels), min(MAX_CHANGED, MAX_CHANGED_SHARE_OF_FEW * len(labels)))
-    if not labels or max(n_untaught, len(changed)) > most:
+    if not labels or is_too_much(max(n_untaught, len(changed)), len(labels)):
         return None
     cohort = _read_changed(workspace, changed, progress) if changed else None
     doubtful = context.doubtful
