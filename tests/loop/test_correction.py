@@ -219,6 +219,34 @@ def test_what_the_gate_holds_out_teaches_no_corrector(labelled, monkeypatch):
     assert not {3, 8} & {number for numbers in taught_by for number in numbers}
 
 
+def test_correctors_learn_from_what_is_trusted_alone(labelled, monkeypatch):
+    workspace = labelled(shares_trainings=False, student_steps=1)
+    cohort = load_cohort(workspace, best_labels(workspace))
+    scores = score_cohort(workspace, cohort, seed=0)
+    values = np.repeat(np.linspace(0.5, 0.95, 10)[:, None], 2, 1)
+    features = [{**of, "present_peer_dice": np.full(10, 0.9)} for of in scores.features]
+    scores = replace(scores, features=features, structure_scores=values)
+    flagged = np.zeros((10, 2), bool)
+    flagged[9], flagged[8, 0] = True, True  # good by their scores: it is the flag that counts
+    taught_by = []
+
+    def seen(workspace, cohort, numbers, *, weights, **given):
+        taught_by.append((numbers.tolist(), weights))
+        return train_on(workspace, cohort, numbers, weights=weights, **given)
+
+    monkeypatch.setattr(correction, "train_on", seen)
+
+    list(correct_cohort(workspace, cohort, scores, flagged, seed=0))
+
+    for numbers, weights in taught_by:
+        # The worse half, 0 to 4, teaches nothing, nor does what is flagged; of image 8 one structure is left.
+        assert numbers == [5, 6, 7, 8]
+        is_whole = (weights == 1).flatten(1).all(1)
+        assert is_whole[[5, 6, 7]].all()
+        assert not is_whole[8]
+    assert len(taught_by) == 2
+
+
 def test_only_what_was_replaced_gets_the_judges_word(labelled):
     workspace = labelled(shares_trainings=False, student_steps=1)
     cohort = load_cohort(workspace, best_labels(workspace))

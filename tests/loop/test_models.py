@@ -4,7 +4,7 @@ import pytest
 
 from samcorrect.lib.errors import ConflictError, RequestError, UnknownModelError, WeightsError
 from samcorrect.lib.loop.models import export_model, import_model, promote_model, roll_back_model
-from samcorrect.lib.networks.student import StudentConfig, build_network, student_bytes
+from samcorrect.lib.networks.student import StudentConfig, build_network, load_student, student_bytes
 from samcorrect.lib.store.schema import ModelRow
 
 
@@ -74,6 +74,36 @@ def test_rolling_back_goes_the_way_that_promotions_came(three):
     events = [(row.event, row.actor) for row in ledger.audit_rows()]
     assert events == [("model promoted", "anna")] * 3 + [("model promoted", "ben")] * 2
     assert ledger.verify_audit().is_whole
+
+
+def test_students_that_a_second_run_brings_again_do_not_close_the_way_back(three):
+    """The first rounds of a run of more rounds train the same two students once more."""
+    workspace, (a, b, c) = three
+    ledger = workspace.store.ledger
+    promote_model(workspace, a, by="anna")
+    for digest in (b, c, b, c):
+        ledger.decide_model(ledger.find_model(digest).id, is_promoted=True, metrics={"reason": "by the gate"})
+
+    assert [roll_back_model(workspace, by="ben").digest for _ in range(2)] == [b, a]
+    with pytest.raises(UnknownModelError, match="no model was in use before"):
+        roll_back_model(workspace, by="ben")
+    assert ledger.verify_audit().is_whole
+
+
+@pytest.mark.parametrize("fault", ["gone", "torn"])
+def test_a_student_whose_file_is_lost_is_brought_back_by_its_bundle(three, tmp_path, fault):
+    workspace, (a, _, _) = three
+    promote_model(workspace, a, by="anna")
+    export_model(workspace, tmp_path / "bundle", file_format="bundle")
+    path = workspace.store.state_dir / workspace.store.ledger.find_model(a).path
+    path = path.rename(path.with_name("trained.pt"))
+    with workspace.store.ledger.session(writes=True) as session:
+        session.get_one(ModelRow, workspace.store.ledger.find_model(a).id).path = "models/trained.pt"
+    path.unlink() if fault == "gone" else path.write_bytes(path.read_bytes()[:-100])
+
+    assert import_model(workspace, tmp_path / "bundle", promote=False) == {"digest": a, "status": "promoted"}
+
+    assert load_student(path).digest == a
 
 
 def test_after_a_rollback_the_next_promotion_leads_back_to_what_was_in_use(three):

@@ -355,6 +355,23 @@ def test_a_provisional_student_that_approved_labels_contradict_gives_its_place_b
     assert ledger.verify_audit().is_whole
 
 
+def test_two_provisional_students_that_approved_labels_contradict_give_their_place_back(provisional):
+    """A run of two rounds puts two of them in use, and they are equally wrong."""
+    workspace, first, second = provisional
+    third = decide_now(workspace, student_that_says(workspace, 1, strength=9), trusted=None)
+    assert (third["status"], third["is_provisional"]) == ("promoted", True)
+    for name in DRAWN[:10]:
+        submit(workspace, name, 3)
+
+    fourth = decide_now(workspace, student_that_says(workspace, 0))
+
+    ledger = workspace.store.ledger
+    assert (fourth["status"], fourth["dice_before"]) == ("refused", 1.0)
+    assert ledger.promoted_model().digest == first
+    assert [ledger.find_model(of["digest"]).status for of in (third, fourth)] == ["refused", "refused"]
+    assert ledger.find_model(second).status == "retired"
+
+
 def test_a_provisional_student_that_approved_labels_confirm_stays(provisional):
     workspace, _, second = provisional
     for name in DRAWN[:10]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -23,7 +24,6 @@ from samcorrect.lib.loop.progress import STAGE_STOPPED
 from samcorrect.lib.loop.rounds import _open_run, _with_labels, run_loop, stop_reason
 from samcorrect.lib.loop.workspace import no_progress, open_workspace
 from samcorrect.lib.store.labels import LabelStore
-from samcorrect.lib.store.schema import MODEL_CANDIDATE, ModelRow
 from samcorrect.lib.store.sources import open_studies
 from samcorrect.lib.store.volumes import LPS_TO_RAS, read_label_map, write_label_map
 from samcorrect.lib.transforms.frame import labels_to_frame
@@ -225,51 +225,37 @@ def test_what_is_approved_between_runs_makes_a_new_run_with_another_student(labe
     assert second.rounds[0]["student"]["digest"] != first.rounds[0]["student"]["digest"]
 
 
-@pytest.fixture
-def runs_that_shift(monkeypatch):
-    """Every run corrects two images by moving them, by its seed, and promotes a student of its own."""
+@pytest.mark.parametrize("preset", ["samcorrect", "huang2023"])
+def test_the_student_of_a_round_learns_by_the_weights_that_the_round_found(labelled, monkeypatch, preset):
+    workspace = labelled(shares_trainings=False, student_steps=2, rounds=1, preset=preset)
+    given = []
+    monkeypatch.setattr(rounds, "flag_labels", lambda _, cohort, *__, **___: np.arange(len(cohort))[:, None] == [2, 5])
+    monkeypatch.setattr(rounds, "correct_cohort", lambda *_, **__: iter(()))
 
-    def shifted(workspace, cohort, result, number, _progress):
-        store, seed = workspace.store, workspace.settings.seed
-        for image_id, label in zip(("case0", "case1"), cohort.labels, strict=False):
-            moved = shift(store.read_label(label), (5 + seed, 0, 0), order=0)
-            made_in = {"run_id": result.run_id, "round_number": number, "parent_id": label.id}
-            maker = f"correction of seed {seed}"
-            store.save_label_map(image_id, moved, tag="corrected", maker=maker, affine=LPS_TO_RAS, **made_in)
-        digest = str(seed) * 64
-        row = store.ledger.add_model(ModelRow(digest=digest, path="none.pt", status=MODEL_CANDIDATE, created_at=1.0))
-        store.ledger.decide_model(row.id, is_promoted=True, metrics={})
-        student = {"digest": digest, "status": "promoted"}
-        return {"round": number, "n_corrected": 2, "mean_score": None, "student": student}
+    def seen(workspace, cohort, posterior, weights, is_trusted, **_):
+        given.append((posterior, weights, is_trusted))
+        return {"digest": "0" * 64, "status": "refused"}
 
-    monkeypatch.setattr(rounds, "_run_round", shifted)
+    def half_good(*arguments, **options):
+        return replace(scored(*arguments, **options), posterior=np.full((10, 2), 0.25))
 
+    scored = rounds.score_cohort
+    monkeypatch.setattr(rounds, "retrain", seen)
+    monkeypatch.setattr(rounds, "score_cohort", half_good)
 
-def test_what_a_finished_run_ended_with_is_the_best_again_where_it_is_read_again(labelled, runs_that_shift, caplog):
-    first = labelled(shares_trainings=False, student_steps=5)
-    ledger = first.store.ledger
+    run_loop(workspace)
 
-    def best():
-        labels = best_labels(first)
-        scores = {i: ledger.quality(label.id)[0].score for i, label in labels.items()}
-        return {i: label.content_sha256 for i, label in labels.items()}, scores
-
-    result, ended = run_loop(first), best()
-    run_loop(first.with_settings(seed=1))
-    assert best() != ended
-    assert "stays in use" not in caplog.text
-
-    again = run_loop(first)
-
-    assert best() == ended
-    assert (again.run_id, again.final_scores) == (result.run_id, result.final_scores) == (result.run_id, ended[1])
-    assert {i: label.id for i, label in again.labels_last.items()} == {i: v.id for i, v in best_labels(first).items()}
-    assert {i for i, label in again.labels_last.items() if label.maker == "correction of seed 0"} == {"case0", "case1"}
-    assert f"promoted the student {'0' * 12}, but {'1' * 12}, which took its place" in caplog.text
-    # Once more there is nothing to enter.
-    n_rows = len(list(ledger.audit_rows()))
-    run_loop(first)
-    assert (best(), len(list(ledger.audit_rows()))) == (ended, n_rows)
+    ((posterior, weights, is_trusted),) = given
+    flagged = np.zeros((10, 2), bool)
+    flagged[2, 0] = flagged[5, 1] = True
+    np.testing.assert_array_equal(is_trusted, ~flagged)
+    if preset == "huang2023":
+        assert (posterior == 1).all()
+        assert weights is None
+    else:
+        np.testing.assert_array_equal(posterior, np.where(flagged, 0.25, 1))
+        is_left_out = (weights == 0).flatten(1).any(1).numpy()
+        assert np.flatnonzero(is_left_out).tolist() == [2, 5]
 
 
 def test_an_image_that_broke_after_it_was_labelled_is_set_aside_and_the_run_goes_on(phantoms, tmp_path):

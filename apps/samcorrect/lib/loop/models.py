@@ -99,9 +99,18 @@ def import_model(workspace: Workspace, path: Path, *, promote: bool, by: str | N
             metrics={"reason": f"imported from {path.name}"},
         )
     )
+    if row.path != relative and not _is_whole(workspace, row):
+        write_bytes_atomically(workspace.store.state_dir / row.path, content)
     if promote and row.status != MODEL_PROMOTED:
         row = workspace.store.ledger.promote_model(row.id, reason="imported and promoted by command", by=by)
     return {"digest": student.digest, "status": row.status}
+
+
+def _is_whole(workspace: Workspace, row: ModelRow) -> bool:
+    try:
+        return load_student(workspace.store.state_dir / row.path).digest == row.digest
+    except WeightsError:
+        return False
 
 
 def export_model(

@@ -206,27 +206,37 @@ def _in_use(workspace: Workspace, candidate: Student, gate: Gate) -> Student | N
 
 
 def _judge_again(workspace: Workspace, row: ModelRow, gate: Gate) -> ModelRow:
-    """Compare a provisional student by approved labels with the one that it replaced; returns what is in use then.
+    """Compare a provisional student by approved labels with those before it; returns what is in use then.
 
-    What a person promoted stays, whatever the gate thinks of it, until a better candidate comes.
+    These are all back to the last one that is not provisional: a run may put one provisional student after another in
+    use. What a person promoted stays, whatever the gate thinks of it, until a better candidate comes.
     """
-    ledger = workspace.store.ledger
-    student = workspace.load_student(row)
-    replaced = row.metrics.get(REPLACED)
-    earlier = None if replaced is None or PROMOTED_BY in row.metrics else ledger.find_model(replaced)
-    others = [] if earlier is None else [workspace.load_student(earlier)]
-    others = [other for other in others if other.indices == student.indices]
-    value, *before = gate_dice(workspace, gate, [student, *others])
-    is_worse = bool(before) and value < before[0] - GATE_TOLERANCE
-    reason = f"compared again: {_reason(gate, value, before[0] if before else None)}"
-    told = {"dice": rounded(value), "dice_before": rounded(before[0]) if before else None}
+    ledger, student = workspace.store.ledger, workspace.load_student(row)
+    earlier = [] if PROMOTED_BY in row.metrics else _before(workspace, row)
+    students = {of.digest: workspace.load_student(of) for of in earlier}
+    earlier = [of for of in earlier if students[of.digest].indices == student.indices]
+    value, *values = gate_dice(workspace, gate, [student, *(students[of.digest] for of in earlier)])
+    before = max(values, default=None)
+    reason = f"compared again: {_reason(gate, value, before)}"
+    told = {"dice": rounded(value), "dice_before": None if before is None else rounded(before)}
     told |= {"n_labels": len(gate.labels), "is_provisional": False, "reason": reason}
-    if earlier is None or not is_worse:
+    if before is None or not value < before - GATE_TOLERANCE:
         ledger.decide_model(row.id, is_promoted=True, metrics={**told, "status": "promoted"})
         return ledger.promoted_model()
-    ledger.promote_model(earlier.id, reason=f"{row.digest[:12]} was {reason}", is_return=True)
+    best = earlier[values.index(before)]
+    ledger.promote_model(best.id, reason=f"{row.digest[:12]} was {reason}", is_return=True)
     ledger.decide_model(row.id, is_promoted=False, metrics={**told, "status": "refused"})
     return ledger.promoted_model()
+
+
+def _before(workspace: Workspace, row: ModelRow) -> list[ModelRow]:
+    """What was in use before a model, the latest first, up to the first that is not provisional."""
+    found = [row]
+    while (replaced := found[-1].metrics.get(REPLACED)) is not None and replaced not in {of.digest for of in found}:
+        found.append(workspace.store.ledger.find_model(replaced))
+        if not found[-1].metrics.get("is_provisional"):
+            break
+    return found[1:]
 
 
 def _reason(gate: Gate, candidate: float, before: float | None) -> str:

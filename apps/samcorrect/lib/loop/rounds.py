@@ -33,6 +33,8 @@ from samcorrect.lib.loop.retraining import retrain
 from samcorrect.lib.loop.scoring import Scores, score_cohort, write_scores
 from samcorrect.lib.loop.students import trusted_only
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
+from samcorrect.lib.networks.runtimes import has_fast_bf16
+from samcorrect.lib.store.records.labels import RESTORED_BY
 from samcorrect.lib.store.schema import TAG_CORRECTED, TAG_FINAL, TAG_ORIGINAL, LabelVersionRow, RunRow
 from samcorrect.lib.transforms.frame import labels_to_frame
 
@@ -184,6 +186,8 @@ def _run_round(
         "flagged": {row.id: f.tolist() for row, f in zip(cohort.images, flagged, strict=True) if f.any()},
         "corrected": sorted(cohort.images[n].id for n in judged),
         "student": student,
+        # Students of other threads or another precision differ in their last digits.
+        "arithmetic": {"threads": torch.get_num_threads(), "is_bf16": has_fast_bf16()},
     }
 
 
@@ -232,8 +236,11 @@ def _end_run(workspace: Workspace, result: RunResult, cohort: Cohort | None, pro
     """
     store, n_rounds = workspace.store, len(result.rounds)
     before, scored = best_labels(workspace), store.ledger.scored_labels()
-    # What another run left behind does not outrank what this run ends with.
-    labels = {i: store.make_best(label) for i, label in _labels_after(workspace, result, n_rounds).items()}
+    # What another run left behind does not outrank what this run ends with; what a person went back to since does.
+    labels = {
+        i: before[i] if i in before and _is_restored_since(before[i], label) else store.make_best(label)
+        for i, label in _labels_after(workspace, result, n_rounds).items()
+    }
     last = store.ledger.run(result.run_id).progress.get("final_scores")
     here = [] if last is None else [i for i in labels if i in last and i in before]
     if last is None or any(before[i].id != labels[i].id or labels[i].id not in scored for i in here):
@@ -248,6 +255,11 @@ def _end_run(workspace: Workspace, result: RunResult, cohort: Cohort | None, pro
     # An image that could not be read any more was set aside on the way.
     result.labels_first = {i: label for i, label in result.labels_first.items() if i in last}
     result.labels_last = {i: label for i, label in labels.items() if i in last}
+
+
+def _is_restored_since(best: LabelVersionRow, label: LabelVersionRow) -> bool:
+    """Whether a person made an older version the best after another version was made."""
+    return RESTORED_BY in best.info and best.id > label.id
 
 
 def _warn_of_another_student(workspace: Workspace, result: RunResult) -> None:

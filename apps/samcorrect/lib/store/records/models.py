@@ -98,10 +98,19 @@ def _put_in_use(
             other.metrics = {**other.metrics, LEFT_BY: by}
     if row.status != MODEL_PROMOTED:
         kept = {key: value for key, value in row.metrics.items() if key not in (PROMOTED_BY, LEFT_BY)}
-        kept |= {} if is_return else {REPLACED: replaced}
+        if not is_return:
+            _bridge(session, row)
+            kept[REPLACED] = replaced
         row.metrics = kept if by is None else {**kept, PROMOTED_BY: by}
         row.status = MODEL_PROMOTED
     _append(session, EVENT_PROMOTED, row, by or SAMCORRECT, reason)
+
+
+def _bridge(session: Session, row: ModelRow) -> None:
+    """Let what replaced a model go back to what the model replaced: it comes again, and the way back is no circle."""
+    for other in session.scalars(select(ModelRow).where(ModelRow.id != row.id)):
+        if other.metrics.get(REPLACED) == row.digest:
+            other.metrics = {**other.metrics, REPLACED: row.metrics.get(REPLACED)}
 
 
 def _append(session: Session, event: str, row: ModelRow, actor: str, reason: str) -> None:
