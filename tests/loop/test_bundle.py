@@ -83,6 +83,26 @@ def test_monai_runs_it_to_the_masks_that_samcorrect_makes(bundle, student, tmp_p
         np.testing.assert_allclose(made.affine, volume.affine, atol=1e-6)
 
 
+@pytest.mark.parametrize("dims", ["2.5d", "3d"])
+def test_students_of_volumes_are_run_by_monai_and_read_back_too(tmp_path, rng, oblique_affine, dims):
+    config = StudentConfig(("right blob", "left blob"), (7, 3), 32, dims=dims)
+    (tmp_path / "student.pt").write_bytes(student_bytes(build_network(config, seed=1), config))
+    student = load_student(tmp_path / "student.pt")
+    images = tmp_path / "images"
+    images.mkdir()
+    nib.save(nib.Nifti1Image(rng.normal(size=(30, 45, 5)).astype(np.float32), oblique_affine), images / "deep.nii.gz")
+    write_bundle(tmp_path / "bundle", student, {})
+
+    where = {"bundle_root": tmp_path / "bundle", "dataset_dir": images, "output_dir": tmp_path / "out"}
+    config_file = str(tmp_path / "bundle" / INFERENCE)
+    run(config_file=config_file, logging_file=False, **{name: str(path) for name, path in where.items()})
+
+    wanted = student.predict(read_image(images / "deep.nii.gz").array)
+    assert len(np.unique(wanted)) > 1
+    np.testing.assert_array_equal(read_label_map(tmp_path / "out" / "deep.nii.gz").array, wanted)
+    assert read_bundle(tmp_path / "bundle")[0].digest == student.digest
+
+
 def test_a_bundle_read_back_is_the_student_it_was_byte_for_byte(bundle, student, tmp_path):
     again, content = read_bundle(bundle)
     assert content == (tmp_path / "student.pt").read_bytes()

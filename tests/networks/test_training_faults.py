@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -163,6 +164,48 @@ def test_a_training_ends_once_it_agrees_no_better_with_what_it_never_drew(square
     assert done[-1] == 2 * (1 + training_module.PATIENCE)
     assert [step for step, _ in training.held_out_dice] == [2, 4, 6, 8, 10, 12]
     assert all(0 <= dice <= 1 for _, dice in training.held_out_dice)
+
+
+def test_what_comes_out_are_the_weights_that_agreed_best(squares, monkeypatch):
+    monkeypatch.setattr(training_module, "CHECK_EVERY", 2)
+    agreed, averages = [0.4, 0.8, 0.7, 0.75], []
+
+    def overlap(attempt, _numbers):
+        averages.append([parameter.detach().clone() for parameter in attempt.average.module.parameters()])
+        common = agreed[len(averages) - 1]
+        return np.array([[common, 1, 1]] * 2)
+
+    monkeypatch.setattr(training_module._Attempt, "overlap", overlap)
+    data = replace(squares, held_out=torch.arange(8) >= 5)
+
+    training = train_network(CONFIG, data, **{**SHORT, "steps": 8})
+
+    assert [dice for _, dice in training.held_out_dice] == agreed
+    assert all(map(torch.equal, training.network.parameters(), averages[1]))
+    assert not all(map(torch.equal, averages[1], averages[3]))
+
+
+def test_what_comes_out_is_the_average_of_the_weights_of_all_steps(squares, monkeypatch):
+    """Exponential, by hand: with step n the share of what is old is (1 + n) / (10 + n), at most EMA_DECAY."""
+    monkeypatch.setattr(training_module, "EMA_DECAY", 0.25)
+    weights, take_step = [], training_module._Attempt.take_step
+
+    def noted(attempt):
+        loss = take_step(attempt)
+        weights.append([parameter.detach().clone() for parameter in attempt.network.parameters()])
+        return loss
+
+    monkeypatch.setattr(training_module._Attempt, "take_step", noted)
+
+    training = train_network(CONFIG, squares, **SHORT)
+
+    wanted = weights[0]
+    for n, of_step in enumerate(weights[1:], start=1):
+        old = min(0.25, (1 + n) / (10 + n))
+        wanted = [old * average + (1 - old) * now for average, now in zip(wanted, of_step, strict=True)]
+    for parameter, average, last in zip(training.network.parameters(), wanted, weights[-1], strict=True):
+        torch.testing.assert_close(parameter.detach(), average, rtol=1e-5, atol=1e-6)
+        assert not torch.equal(average, last)
 
 
 def test_held_out_slices_teach_nothing(squares):
