@@ -118,13 +118,10 @@ def read_image(path: Path) -> Volume:
     """
     array, affine, n_dims = _read(path, ImageError)
     array = np.ascontiguousarray(array, dtype=np.float32)
-    if not np.isfinite(array).all():
-        n_bad = int((~np.isfinite(array)).sum())
+    if n_bad := int((~np.isfinite(array)).sum()):
         raise ImageError(f"{path.name}: {n_bad} values are NaN or infinite; repair or remove the image")
     if min(array.shape[:2]) < MIN_SIDE_VOX:
-        raise ImageError(
-            f"{path.name}: the slices are {array.shape[:2]} voxels, at least {MIN_SIDE_VOX} are needed on each side"
-        )
+        raise ImageError(f"{path.name}: slices of {array.shape[:2]} voxels, at least {MIN_SIDE_VOX} a side are needed")
     return Volume(array, affine, n_dims)
 
 
