@@ -2,8 +2,7 @@
 
 The array axes are the file's voxel axes (NIfTI) or x, y (PNG and JPEG, as MONAI's PILReader has it), so a box in x, y,
 z is a box along the array axes. D is 1 for 2D images. A PNG has no geometry: it gets 1 mm pixels in LPS order, as
-Slicer gives it. Files come from strangers: what a header claims is checked against the file's size before memory is
-taken.
+Slicer gives it. Files come from strangers: what a header claims is checked by the file's size before memory is taken.
 """
 
 import gzip
@@ -121,7 +120,9 @@ def read_image(path: Path) -> Volume:
     if n_bad := int((~np.isfinite(array)).sum()):
         raise ImageError(f"{path.name}: {n_bad} values are NaN or infinite; repair or remove the image")
     if min(array.shape[:2]) < MIN_SIDE_VOX:
-        raise ImageError(f"{path.name}: slices of {array.shape[:2]} voxels, at least {MIN_SIDE_VOX} a side are needed")
+        raise ImageError(
+            f"{path.name}: the slices are {array.shape[:2]} voxels, at least {MIN_SIDE_VOX} are needed on each side"
+        )
     return Volume(array, affine, n_dims)
 
 
