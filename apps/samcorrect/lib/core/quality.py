@@ -255,13 +255,13 @@ def cohort_typicality(forms: np.ndarray) -> np.ndarray:
         ordinary as any. Below MIN_FORMS nothing is usual: nan of the masks if fewer are not empty, of all if they are
         no more altogether.
     """
-    defined = forms[np.isfinite(forms).all(1)]
+    is_empty = ~np.isfinite(forms).all(1)
+    defined = forms[~is_empty]
     if len(forms) < MIN_FORMS or not len(defined):
         return np.full(len(forms), np.nan)
-    differs = np.ptp(defined, 0) > 0
-    z = np.stack([robust_z(column) for column in forms[:, differs if differs.any() else slice(None)].T], 1)
-    is_empty = ~np.isfinite(forms).all(1)
-    typicality = np.exp(-0.5 * np.mean(np.clip(z, -6, 6) ** 2, axis=1))
+    n_differing = max(1, (np.ptp(defined, 0) > 0).sum())
+    z = np.stack([robust_z(column) for column in forms.T], 1)  # 0 where all are equal
+    typicality = np.exp(-0.5 * (np.clip(z, -6, 6) ** 2).sum(1) / n_differing)
     if len(defined) < MIN_FORMS:
         typicality[:] = np.nan
     return np.where(is_empty, min(1.0, 2 * is_empty.mean()), typicality)

@@ -55,8 +55,8 @@ class Cohort:
 
     @property
     def is_approved(self) -> np.ndarray:
-        """(n,) bool: the label is a person's."""
-        return np.array([label.tag == TAG_FINAL for label in self.labels], dtype=bool)
+        """(n,) bool, `are_approved` of the labels."""
+        return are_approved(self.labels)
 
     @property
     def is_absent(self) -> np.ndarray:
@@ -108,6 +108,11 @@ class Cohort:
 def draw_masks(masks: Sequence[np.ndarray]) -> torch.Tensor:
     """(D, side, side) uint8 targets of the (D, side, side) bool masks of all structures of an image."""
     return torch.from_numpy(merge_structures(masks, range(1, len(masks) + 1)))
+
+
+def are_approved(labels: Sequence[LabelVersionRow]) -> np.ndarray:
+    """(n,) bool: the label is a person's."""
+    return np.array([label.tag == TAG_FINAL for label in labels], dtype=bool)
 
 
 def absent_structures(labels: Sequence[LabelVersionRow], names: Sequence[str]) -> np.ndarray:

@@ -137,7 +137,8 @@ def compare_with_peers(
     is_believed = np.array([is_confidence_believed(of) for of in confirmed.T])
     is_judge = ~is_believed | [_know_more(*of) for of in zip(with_peer.T, among_prompts.T, strict=True)]
     # Those who see nothing in most of the images whose labels show something say nothing of these.
-    is_judge &= 2 * (sees & ~cohort.is_empty).sum(0) >= (~cohort.is_empty).sum(0)
+    is_shown = ~cohort.is_empty
+    is_judge &= 2 * (sees & is_shown).sum(0) >= is_shown.sum(0)
     return Peers(probs, nearest, np.where(is_judge & ~loses, nearest, first), is_judge, is_believed)
 
 

@@ -32,13 +32,13 @@ from samcorrect.lib.core.reasons import MAX_REASONS, doubt_structure, explain
 from samcorrect.lib.core.reweighting import huang_weights, posterior_good
 from samcorrect.lib.loop.approvals import approved_pairs
 from samcorrect.lib.loop.audited import AuditedScores, audited_cohort, write_audited
-from samcorrect.lib.loop.cohort import Cohort, absent_structures
+from samcorrect.lib.loop.cohort import Cohort, absent_structures, are_approved
 from samcorrect.lib.loop.frame_candidates import CohortCandidates, FrameCandidates, read_candidates
 from samcorrect.lib.loop.peer_context import PeerContext, drop_context, write_context
 from samcorrect.lib.loop.peers import Peers, compare_with_peers, learn_peers
 from samcorrect.lib.loop.students import Trained, predict_cohort, train_on
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
-from samcorrect.lib.store.schema import TAG_CORRECTED, TAG_FINAL, LabelVersionRow, QualityRow
+from samcorrect.lib.store.schema import TAG_CORRECTED, LabelVersionRow, QualityRow
 from samcorrect.lib.store.volumes import says_spacing
 
 STAGE_SCORE = "scoring labels"
@@ -170,7 +170,7 @@ def expect_structures(
     Labels that people replaced count with the score in `audited`, the others with that in the ledger.
     """
     is_corrected = np.array([label.tag == TAG_CORRECTED for label in labels])
-    is_final = np.array([label.tag == TAG_FINAL for label in labels])
+    is_approved, nothing = are_approved(labels), nothing_expected(len(labels))
     told = []
     for k, approved in enumerate(approved_pairs(workspace, audited and audited.of_labels())):
         reference_dice = features[k][_believed(judges, k)[1]]
@@ -178,7 +178,7 @@ def expect_structures(
             expect_dice(values[:, k], reference_dice, approved.scores[of_kind], approved.dice[of_kind])
             for of_kind in (~approved.is_corrected, approved.is_corrected)
         ]
-        told.append(each_of_its_kind(is_final, each_of_its_kind(is_corrected, *kinds), nothing_expected(len(labels))))
+        told.append(each_of_its_kind(is_approved, each_of_its_kind(is_corrected, *kinds), nothing))
     return told
 
 
@@ -350,7 +350,7 @@ def finish_scores(
     """What follows from the (n, K) scores of structures: that of the whole label, the posterior and the doubts;
     `is_empty` where empty labels score by being rightly so (not by the loss of the whole image).
     """
-    is_approved = np.array([label.tag == TAG_FINAL for label in labels])
+    is_approved = are_approved(labels)
     empty = [None] * len(names) if is_empty is None else is_empty.T
     posterior = np.stack([posterior_good(column, is_empty=of) for column, of in zip(fused.T, empty, strict=True)], 1)
     posterior[is_approved] = 1.0

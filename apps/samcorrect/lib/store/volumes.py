@@ -117,7 +117,7 @@ def read_image(path: Path) -> Volume:
     """
     array, affine, n_dims = _read(path, ImageError)
     array = np.ascontiguousarray(array, dtype=np.float32)
-    if n_bad := int((~np.isfinite(array)).sum()):
+    if n_bad := array.size - np.count_nonzero(np.isfinite(array)):
         raise ImageError(f"{path.name}: {n_bad} values are NaN or infinite; repair or remove the image")
     if min(array.shape[:2]) < MIN_SIDE_VOX:
         raise ImageError(
