@@ -31,7 +31,7 @@ from samcorrect.lib.loop.asked_again import ask_sam
 from samcorrect.lib.loop.candidates import find_candidates
 from samcorrect.lib.loop.cohort import Cohort, best_labels, load_cohort
 from samcorrect.lib.loop.evaluation import GroundTruth
-from samcorrect.lib.loop.pseudo_label import masks_to_grid
+from samcorrect.lib.loop.pseudo_label import masks_to_grid, see_along_all_axes
 from samcorrect.lib.loop.scoring import HUANG_DROPOUT, Scores, score_cohort
 from samcorrect.lib.loop.students import cases_of, out_of_fold_probs, train_on
 from samcorrect.lib.loop.workspace import Workspace
@@ -259,10 +259,15 @@ def _choosing(workspace: Workspace, cohort: Cohort, scores: Scores, truth: Groun
         volume = workspace.store.read_image(label.image_id)
         true_map = truth.label_map(label.image_id, volume)
         found = find_candidates(workspace, volume, cohort.images[number].path)
+        found = see_along_all_axes(workspace, volume, cohort.images[number].path, found)
         for k, (name, index) in enumerate(zip(cohort.config.names, cohort.config.indices, strict=True)):
             values = np.array(
                 [agreement(masks_to_grid(m, volume.array.shape[:2]) > 0.5, true_map == index) for m in found[k].masks]
             )
+            offered = values.copy()
+            if found[k].shared is not None:
+                shared = masks_to_grid(found[k].shared, volume.array.shape[:2]) > 0.5
+                offered[0] = agreement(shared, true_map == index)
             asked = _asked_again(workspace, cohort, scores, number, k, volume)
             picks = {
                 "box": values[0],
@@ -270,8 +275,8 @@ def _choosing(workspace: Workspace, cohort: Cohort, scores: Scores, truth: Groun
                 "predicted_iou": values[np.argmax(found[k].predicted_iou)],
                 "stability": values[np.argmax(found[k].stability)],
                 # A structure that is not in the image has empty candidates, of which none was chosen.
-                "first_pass": values[label.info["structures"][name].get("candidate", 0)],
-                "second_pass": np.nan if scores.chosen is None else values[scores.chosen[number, k]],
+                "first_pass": offered[label.info["structures"][name].get("candidate", 0)],
+                "second_pass": np.nan if scores.chosen is None else offered[scores.chosen[number, k]],
                 "asked_again": np.nan if asked is None else agreement(asked, true_map == index),
                 "oracle": values.max(),
             }

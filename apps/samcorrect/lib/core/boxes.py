@@ -58,6 +58,11 @@ def slice_axis(size_mm: Sequence[float], spacing_mm: Sequence[float]) -> int:
     return max(range(3), key=lambda axis: (-size_mm[axis], axis))
 
 
+def looks_alike_along_all_axes(spacing_mm: Sequence[float]) -> bool:
+    """Whether slices of a volume show as much along any axis: none of its voxels' sides is too long for that."""
+    return max(spacing_mm) <= MAX_VOXEL_RATIO * min(spacing_mm)
+
+
 def clip_boxes(boxes: np.ndarray, shape_hw: tuple[int, int]) -> np.ndarray:
     """Clip (N, 4) boxes to a slice and keep each at least one voxel wide."""
     limits = np.array([*shape_hw, *shape_hw], dtype=np.float64)

@@ -45,12 +45,21 @@ class Candidates:
         predicted_iou: (K,) mean over the prompted slices, in [0, 1].
         stability: (K,) likewise.
         boxes: (K, 4) boxes along the first two axes, in voxels; all 0 where there was none, and no mask then.
+        shared: (D, mask_px, mask_px) bool, what the masks of the box as given along all axes share, see `loop.views`;
+            None where it was not asked for.
     """
 
     masks: np.ndarray
     predicted_iou: np.ndarray
     stability: np.ndarray
     boxes: np.ndarray
+    shared: np.ndarray | None = None
+
+    def offered(self, number: int) -> np.ndarray:
+        """(D, mask_px, mask_px) the mask of a candidate that a label may take: of the box as given what its masks along
+        all axes share, where that was asked for.
+        """
+        return self.masks[number] if number or self.shared is None else self.shared
 
     @property
     def confidence(self) -> np.ndarray:
@@ -70,6 +79,23 @@ class Candidates:
     def box(self, number: int) -> list[float] | None:
         """The box of a candidate, as a label's prompts have it; None where there was none."""
         return [round(float(v), 2) for v in self.boxes[number]] if self.boxes[number].any() else None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Where a structure is in an image.
+
+    Attributes:
+        box: (3, 2) in voxels.
+        hint: (H, W, D) bool mask that goes with the box, or None.
+        window_hu: How intensities are seen, or None.
+        axis: Along which slices are cut.
+    """
+
+    box: np.ndarray
+    hint: np.ndarray | None
+    window_hu: tuple[float, float] | None
+    axis: int
 
 
 def prompting_student(workspace: Models) -> Student | None:
@@ -119,24 +145,37 @@ def find_candidates(workspace: Models, volume: Volume, image_name: str) -> list[
     known = load_candidates(path, len(protocol.structures))
     if known is not None:
         return known
-    student_label = student.predict(volume.array) if student else None
     opened: dict[tuple[tuple[float, float] | None, int], Slices] = {}
     found = []
-    for number, structure in enumerate(protocol.structures):
-        box, mask = protocol.box_vox(structure, image_name, volume.array.shape), None
-        if structure.prompt.source == "student":
-            mask = student_label == structure.index
-            box = box_of_mask(mask)
-        if box is None:
+    for number, prompt in enumerate(prompts_of(workspace, volume, image_name)):
+        if prompt is None:
             found.append(_nothing(settings.n_prompts, volume.array.shape[2], sam.mask_px))
             continue
-        way = protocol.window_of(structure.name), _slice_axis(protocol, structure, box, volume)
+        way = prompt.window_hu, prompt.axis
         if way not in opened:
-            opened[way] = Slices(workspace, volume, way[1], way[0])
+            opened[way] = Slices(workspace, volume, prompt.axis, prompt.window_hu)
         rng = np.random.default_rng([settings.seed, number, jitter_seed])
-        found.append(_structure_candidates(opened[way], box, mask, settings.n_prompts, rng))
+        found.append(prompt_slices(opened[way], prompt.box, prompt.hint, settings.n_prompts, rng))
     save_candidates(path, found)
     return found
+
+
+def prompts_of(workspace: Models, volume: Volume, image_name: str) -> list[Prompt | None]:
+    """The prompt of every structure of the protocol in an image, None where there is none; errors as of
+    `find_candidates`.
+    """
+    protocol, student = workspace.require_protocol(), prompting_student(workspace)
+    student_label = student.predict(volume.array) if student else None
+    prompts: list[Prompt | None] = []
+    for structure in protocol.structures:
+        box, hint = protocol.box_vox(structure, image_name, volume.array.shape), None
+        if structure.prompt.source == "student":
+            hint = student_label == structure.index
+            box = box_of_mask(hint)
+        window_hu = protocol.window_of(structure.name)
+        axis = None if box is None else _slice_axis(protocol, structure, box, volume)
+        prompts.append(None if box is None else Prompt(box, hint, window_hu, axis))
+    return prompts
 
 
 def _slice_axis(protocol: Protocol, structure: Structure, box: np.ndarray, volume: Volume) -> int:
@@ -153,7 +192,7 @@ def _nothing(n_candidates: int, n_slices: int, side: int) -> Candidates:
     return Candidates(masks, np.zeros(n_candidates), np.zeros(n_candidates), np.zeros((n_candidates, 4)))
 
 
-def _structure_candidates(
+def prompt_slices(
     slices: Slices, box: np.ndarray, hint: np.ndarray | None, n_candidates: int, rng: np.random.Generator
 ) -> Candidates:
     """Prompt the middle slice of a box (3, 2), then outwards by the neighbouring masks.

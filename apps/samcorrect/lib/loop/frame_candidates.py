@@ -9,7 +9,7 @@ from samcorrect.lib.core.quality import confidence_agreement
 from samcorrect.lib.errors import ImageError, ProtocolError
 from samcorrect.lib.loop.candidates import find_candidates
 from samcorrect.lib.loop.cohort import Cohort
-from samcorrect.lib.loop.pseudo_label import choose_candidates
+from samcorrect.lib.loop.pseudo_label import choose_candidates, see_along_all_axes
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
 from samcorrect.lib.transforms.frame import labels_to_frame
 
@@ -76,13 +76,14 @@ def _give_back_bits(found: CohortCandidates, rows: np.ndarray) -> None:
 def _of_image(workspace: Workspace, cohort: Cohort, number: int) -> list[FrameCandidates] | None:
     row, side = cohort.images[number], cohort.config.side_px
     try:
-        candidates = find_candidates(workspace, workspace.store.read_image(row.id), row.path)
+        volume = workspace.store.read_image(row.id)
+        candidates = see_along_all_axes(workspace, volume, row.path, find_candidates(workspace, volume, row.path))
     except (ProtocolError, ImageError):
         return None
     chosen = choose_candidates(workspace, candidates)
     return [
         FrameCandidates(
-            np.packbits(shrink_masks(c.masks, side), axis=-1),
+            np.packbits(shrink_masks(np.stack([c.offered(n) for n in range(len(c.masks))]), side), axis=-1),
             c.confidence,
             first,
             confidence_agreement(c.overlaps, c.confidence),

@@ -20,6 +20,7 @@ from samcorrect.lib.core.pseudo_label import CohortShape, choose_candidate, coho
 from samcorrect.lib.core.quality import confidence_agreement, prompt_agreement
 from samcorrect.lib.errors import ImageError, ProtocolError, SamCorrectError, WorkerDiedError
 from samcorrect.lib.loop.candidates import Candidates, find_candidates, prompting_student
+from samcorrect.lib.loop.views import with_shared
 from samcorrect.lib.loop.workers import ImageFunction, ImageTask, MapImages, open_workers
 from samcorrect.lib.loop.workspace import Models, Progress, Workspace, no_progress
 from samcorrect.lib.store.files import image_sha256, write_bytes_atomically
@@ -64,6 +65,14 @@ def pseudo_label_image(workspace: Workspace, volume: Volume, image_name: str) ->
     cohort = _load_cohort(workspace)
     made = _label_of(workspace, volume, image_name, cohort)
     return replace(made, info={**made.info, "recipe": _recipe(workspace) + ("" if cohort else ALONE)})
+
+
+def see_along_all_axes(
+    workspace: Workspace, volume: Volume, image_name: str, candidates: list[Candidates]
+) -> list[Candidates]:
+    """Candidates from `find_candidates` with what is shared along all axes, for structures of which SAM's confidence is
+    not believed."""
+    return _with_shared(workspace, volume, image_name, candidates, _load_cohort(workspace))
 
 
 def choose_candidates(workspace: Workspace, candidates: list[Candidates]) -> list[int]:
@@ -123,7 +132,9 @@ def pseudo_label_store(
             recipe += ALONE
         for name in _doubted(workspace, cohort):
             logger.warning(
-                "%s: SAM is surest of masks that its other prompts contradict; taking the box as given", name
+                "%s: SAM is surest of masks that its other prompts contradict; taking the box as given "
+                "(of a volume what is found along all its axes, where voxels are about as long along each)",
+                name,
             )
         usable = [row for row in todo if row.id in told]
         make = partial(_make_label, cohort=cohort)
@@ -227,7 +238,16 @@ def _save_label(workspace: Workspace, image_id: str, made: _Made, recipe: str) -
 
 def _label_of(models: Models, volume: Volume, image_name: str, cohort: KnownShapes | None) -> PseudoLabel:
     candidates = find_candidates(models, volume, image_name)
+    candidates = _with_shared(models, volume, image_name, candidates, cohort)
     return _assemble(models, volume, candidates, _choose(models, candidates, cohort))
+
+
+def _with_shared(
+    models: Models, volume: Volume, image_name: str, candidates: list[Candidates], cohort: KnownShapes | None
+) -> list[Candidates]:
+    doubted = _doubted(models, cohort)
+    is_wanted = [name in doubted for name in models.require_protocol().names]
+    return with_shared(models, volume, image_name, candidates, is_wanted)
 
 
 def _choose(models: Models, candidates: list[Candidates], cohort: KnownShapes | None) -> list[int]:
@@ -244,7 +264,7 @@ def _assemble(models: Models, volume: Volume, candidates: list[Candidates], chos
     protocol = models.require_protocol()
     masks, prompts, structures = [], {}, {}
     for structure, found, number in zip(protocol.structures, candidates, chosen, strict=True):
-        masks.append(masks_to_grid(found.masks[number], volume.array.shape[:2]) > 0.5)
+        masks.append(masks_to_grid(found.offered(number), volume.array.shape[:2]) > 0.5)
         prompts[structure.name] = {
             "source": structure.prompt.source,
             "box": found.box(number),
@@ -311,7 +331,7 @@ def _save_cohort(workspace: Workspace, told: np.ndarray) -> None:
     write_bytes_atomically(workspace.store.state_dir / COHORT_NAME, json.dumps(document, indent=1).encode())
 
 
-def _doubted(workspace: Workspace, cohort: KnownShapes | None) -> list[str]:
+def _doubted(workspace: Models, cohort: KnownShapes | None) -> list[str]:
     """The structures of which SAM's confidence would choose and is not believed."""
     names = workspace.require_protocol().names if workspace.settings.preset != "huang2023" else ()
     return [name for name, c in zip(names, cohort or (), strict=False) if c is not None and not c.believes_confidence]

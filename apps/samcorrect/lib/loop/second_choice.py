@@ -13,6 +13,7 @@ from samcorrect.lib.loop.candidates import Candidates, find_candidates
 from samcorrect.lib.loop.cohort import Cohort, draw_masks
 from samcorrect.lib.loop.frame_candidates import shrink_masks
 from samcorrect.lib.loop.peers import Peers
+from samcorrect.lib.loop.pseudo_label import see_along_all_axes
 from samcorrect.lib.loop.workspace import Progress, Workspace, no_progress
 from samcorrect.lib.store.volumes import Volume
 
@@ -96,7 +97,7 @@ def choose_again(
         judge, frames = peers.probs[cohort.spans[number]].argmax(1).numpy(), cohort.content(number)
         for k, offers in _offers(workspace, cohort, peers, number, is_nearer[number], is_known[number]).items():
             small = {
-                n: shrink_masks(of.masks[which][None], cohort.config.side_px)[0] for n, (of, which) in offers.items()
+                n: shrink_masks(of.offered(which)[None], cohort.config.side_px)[0] for n, (of, which) in offers.items()
             }
             soft = {name: mask.astype(np.float32) for name, mask in small.items()}
             old = cohort.mask(number, k + 1)
@@ -104,7 +105,7 @@ def choose_again(
             if choice.is_changed:
                 of, which = offers[choice.name]
                 taken.setdefault(number, {})[k] = SecondChoice(
-                    np.packbits(of.masks[which], axis=-1),
+                    np.packbits(of.offered(which), axis=-1),
                     np.packbits(small[choice.name], axis=-1),
                     choice.score_before,
                     choice.score_after,
@@ -140,7 +141,8 @@ def _offers(
 def _given(workspace: Workspace, volume: Volume, image_name: str) -> list[Candidates] | None:
     """The candidates of the protocol's prompts; None where the image's box is no longer in the boxes file."""
     try:
-        return find_candidates(workspace, volume, image_name)
+        found = find_candidates(workspace, volume, image_name)
+        return see_along_all_axes(workspace, volume, image_name, found)
     except ProtocolError:
         return None
 
