@@ -141,4 +141,5 @@ def test_a_label_takes_it_where_sam_is_not_believed(open_volume, preset, believe
     assert (seen.shared is not None) == (preset == "samcorrect" and not believes)
     number = made.info["structures"]["rod"]["candidate"]
     assert number == 0 or believes
+    assert made.info["structures"]["rod"]["n_axes"] == (1 if seen.shared is None else 3)
     assert np.array_equal(made.label_map == 1, on_grid(seen.offered(number)))

@@ -31,8 +31,10 @@ logger = logging.getLogger(__name__)
 CANDIDATES_FORMAT = 6
 # Below the folder of caches.
 CANDIDATES_NAME = "candidates"
-# What a label says of the candidate that was taken: its number, and two of its measures.
-OF_CANDIDATE = ("candidate", "predicted_iou", "stability")
+# What a label says of the candidate that was taken: its number, two of its measures, and along how many axes of the
+# volume it was found.
+OF_CANDIDATE = ("candidate", "predicted_iou", "stability", "n_axes")
+N_AXES = 3
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ class Candidates:
 
     def info(self, number: int) -> dict[str, float]:
         """What a label's info says of a candidate that was taken."""
-        told = (number, float(self.predicted_iou[number]), float(self.stability[number]))
+        n_axes = 1 if number or self.shared is None else N_AXES
+        told = (number, float(self.predicted_iou[number]), float(self.stability[number]), n_axes)
         return dict(zip(OF_CANDIDATE, told, strict=True))
 
     def box(self, number: int) -> list[float] | None:

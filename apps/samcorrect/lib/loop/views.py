@@ -15,6 +15,7 @@ from samcorrect.lib.core.boxes import looks_alike_along_all_axes
 from samcorrect.lib.loop.candidates import (
     CANDIDATES_FORMAT,
     CANDIDATES_NAME,
+    N_AXES,
     Candidates,
     Prompt,
     load_candidates,
@@ -25,8 +26,6 @@ from samcorrect.lib.loop.candidates import (
 from samcorrect.lib.loop.slices import Slices
 from samcorrect.lib.loop.workspace import Models
 from samcorrect.lib.store.volumes import Volume
-
-N_AXES = 3
 
 
 def with_shared(
