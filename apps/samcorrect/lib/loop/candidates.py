@@ -61,7 +61,10 @@ class Candidates:
         """(D, mask_px, mask_px) the mask of a candidate that a label may take: of the box as given what its masks along
         all axes share, where that was asked for.
         """
-        return self.masks[number] if number or self.shared is None else self.shared
+        return self.shared if self._is_shared(number) else self.masks[number]
+
+    def _is_shared(self, number: int) -> bool:
+        return number == 0 and self.shared is not None
 
     @property
     def confidence(self) -> np.ndarray:
@@ -75,7 +78,7 @@ class Candidates:
 
     def info(self, number: int) -> dict[str, float]:
         """What a label's info says of a candidate that was taken."""
-        n_axes = 1 if number or self.shared is None else N_AXES
+        n_axes = N_AXES if self._is_shared(number) else 1
         told = (number, float(self.predicted_iou[number]), float(self.stability[number]), n_axes)
         return dict(zip(OF_CANDIDATE, told, strict=True))
 
